@@ -1,0 +1,28 @@
+# Everything is installed into .venv; nothing outside of this folder is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test lint types install clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+quickstart: install
+	$(BIN)/python -m dsa_hw.prune --config configs/quickstart.yaml
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/pyright
+
+clean:
+	rm -rf .venv runs build *.egg-info

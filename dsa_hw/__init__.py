@@ -1,0 +1,47 @@
+"""Prune a network to a number of measured milliseconds on a device.
+
+Differentiable Sparsity Allocation (Ning et al., ECCV 2020, arXiv:2004.02164) with measured
+deployment latency as its budget.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dsa_hw.budgets import FlopsBudget, LatencyBudget, ParamsBudget
+    from dsa_hw.errors import InfeasibleBudget, UnsupportedModel, UserError
+    from dsa_hw.search import DSAPruner, SearchSettings
+    from dsa_hw.surgery import load_pruned
+
+_HOME = {
+    "DSAPruner": "search",
+    "FlopsBudget": "budgets",
+    "InfeasibleBudget": "errors",
+    "LatencyBudget": "budgets",
+    "ParamsBudget": "budgets",
+    "SearchSettings": "search",
+    "UnsupportedModel": "errors",
+    "UserError": "errors",
+    "load_pruned": "surgery",
+}
+
+__all__ = [
+    "DSAPruner",
+    "FlopsBudget",
+    "InfeasibleBudget",
+    "LatencyBudget",
+    "ParamsBudget",
+    "SearchSettings",
+    "UnsupportedModel",
+    "UserError",
+    "load_pruned",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use: ``--help`` must not pay for torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'dsa_hw' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dsa_hw.{_HOME[name]}"), name)

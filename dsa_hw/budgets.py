@@ -1,0 +1,198 @@
+"""What a network may cost: budgets over the widths of its groups, differentiable and batched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsa_hw.choices import WidthChoices, width_choices
+from dsa_hw.deployed import DeployedGraph
+from dsa_hw.latency_model import LatencyModel
+from dsa_hw.profiling import latency_model
+from profilers.spec import LayerSpec
+from profilers.table import LatencyTable
+
+
+class Budget(Protocol):
+    """One resource with a target.
+
+    ``cost`` is differentiable, for gradients; ``charged`` is what is really paid.
+    """
+
+    name: str
+    unit: str
+    target: float
+
+    def cost(self, widths: Tensor) -> Tensor:
+        """(..., groups) widths -> (...,) cost, differentiable."""
+        ...
+
+    def charged(self, widths: Tensor) -> Tensor:
+        """(..., groups) widths -> (...,) cost as the device or the counter charges it."""
+        ...
+
+    def to(self, device: torch.device | str) -> Budget:
+        """The same budget for widths on another device."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelledLatency:
+    """Latency by a calibrated model.
+
+    Args:
+        correction: measured over predicted near the allocation, from the closed loop.
+    """
+
+    model: LatencyModel
+    target: float
+    correction: float = 1.0
+    name: str = "latency"
+    unit: str = "ms"
+
+    def cost(self, widths: Tensor) -> Tensor:
+        """Smooth latency in ms."""
+        return self.model.predict_ms(widths) * self.correction
+
+    def charged(self, widths: Tensor) -> Tensor:
+        """Staircase latency in ms."""
+        return self.model.staircase_ms(widths) * self.correction
+
+    def to(self, device: torch.device | str) -> ModelledLatency:
+        """The same budget for widths on another device."""
+        return ModelledLatency(self.model.to(device), self.target, self.correction)
+
+
+class CountedBudget:
+    """A count that is a sum over layers of a product of their channels: FLOPs, parameters."""
+
+    def __init__(
+        self,
+        graph: DeployedGraph,
+        target: float,
+        *,
+        name: str,
+        unit: str,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.name, self.unit, self.target = name, unit, target
+        self._graph = graph
+        layers = graph.layers
+        self._cin = _columns([x.cin.coefficients for x in layers], device)
+        self._cout = _columns([x.cout.coefficients for x in layers], device)
+        self._cin_constant = _row([x.cin.constant for x in layers], device)
+        self._cout_constant = _row([x.cout.constant for x in layers], device)
+        self._factor = _row([self._per_pair(x.spec) for x in layers], device)
+        self._tied = torch.tensor([x.spec.tied for x in layers], device=device)
+
+    def _per_pair(self, spec: LayerSpec) -> float:
+        taps = float(np.prod(spec.kernel))
+        if spec.tied:
+            taps *= 1 if spec.groups == "depthwise" else int(spec.groups.removeprefix("width"))
+        if self.name == "params":
+            return taps
+        return 2.0 * taps * float(np.prod(spec.output_size)) * spec.batch
+
+    def cost(self, widths: Tensor) -> Tensor:
+        """(..., groups) -> (...,)"""
+        cin = widths @ self._cin + self._cin_constant
+        cout = widths @ self._cout + self._cout_constant
+        return (self._factor * cout * torch.where(self._tied, torch.ones_like(cin), cin)).sum(-1)
+
+    charged = cost
+
+    def to(self, device: torch.device | str) -> CountedBudget:
+        """The same budget for widths on another device."""
+        return CountedBudget(
+            self._graph, self.target, name=self.name, unit=self.unit, device=device
+        )
+
+
+def flops_budget(graph: DeployedGraph, target: float) -> CountedBudget:
+    """Two operations a multiply-accumulate, of convolutions and linear layers, whole batch."""
+    return CountedBudget(graph, target, name="flops", unit="FLOPs")
+
+
+def params_budget(graph: DeployedGraph, target: float) -> CountedBudget:
+    """Weights of convolutions and linear layers (biases and normalization are folded away)."""
+    return CountedBudget(graph, target, name="params", unit="weights")
+
+
+def _columns(values: list[np.ndarray], device: torch.device | str) -> Tensor:
+    return torch.as_tensor(np.stack(values, axis=1), dtype=torch.float32, device=device)
+
+
+def _row(values: list[float], device: torch.device | str) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+@dataclass(frozen=True)
+class LatencyBudget:
+    """So many milliseconds, by a table that the network has been profiled into.
+
+    Args:
+        table: with this network's layers and whole networks (``python -m dsa_hw.profile``).
+        target_ms: the latency to reach.
+    """
+
+    table: LatencyTable
+    target_ms: float
+
+    def bind(self, graph: DeployedGraph) -> tuple[Budget, WidthChoices]:
+        """The calibrated budget over a network's widths, on the table's steps.
+
+        Raises:
+            MissingMeasurement: the network has not been profiled into the table.
+        """
+        latency = latency_model(graph, self.table)
+        return ModelledLatency(latency.model, self.target_ms), latency.choices
+
+
+@dataclass(frozen=True)
+class FlopsBudget:
+    """A part of the dense network's FLOPs.
+
+    Args:
+        keep_ratio: in (0, 1].
+        step: widths are multiples of it.
+    """
+
+    keep_ratio: float
+    step: int = 1
+
+    def bind(self, graph: DeployedGraph) -> tuple[Budget, WidthChoices]:
+        """The budget over a network's widths."""
+        return _relative(flops_budget, graph, self.keep_ratio), _uniform_choices(graph, self.step)
+
+
+@dataclass(frozen=True)
+class ParamsBudget:
+    """A part of the dense network's weights; see ``FlopsBudget``."""
+
+    keep_ratio: float
+    step: int = 1
+
+    def bind(self, graph: DeployedGraph) -> tuple[Budget, WidthChoices]:
+        """The budget over a network's widths."""
+        return _relative(params_budget, graph, self.keep_ratio), _uniform_choices(graph, self.step)
+
+
+def count(budget: Budget, widths: Sequence[int]) -> float:
+    """What ``widths`` cost."""
+    return float(budget.charged(torch.tensor([list(widths)], dtype=torch.float64).float())[0])
+
+
+def _relative(
+    make: Callable[[DeployedGraph, float], CountedBudget], graph: DeployedGraph, keep_ratio: float
+) -> CountedBudget:
+    dense = count(make(graph, 0.0), graph.dense_widths)
+    return make(graph, keep_ratio * dense)
+
+
+def _uniform_choices(graph: DeployedGraph, step: int) -> WidthChoices:
+    return width_choices(graph, {layer.spec.kind: step for layer in graph.layers})

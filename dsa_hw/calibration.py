@@ -1,0 +1,113 @@
+"""Fit the latency model's constant, scales and rates to whole networks that were timed.
+
+What isolated layers miss (call overhead, residual adds, pooling, layout changes, caches) shows in
+whole networks. The fit is non-negative least squares on relative errors with a ridge toward "the
+table is right" (scales 1, all else 0), its strength chosen by leave-one-out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+
+from dsa_hw.latency_model import Coefficients, LatencyModel
+from profilers.table import LatencyTable, NetworkKey
+from profilers.timing import Measurement
+
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationPoint:
+    """One timed network; its prediction comes from a fit that did not see it."""
+
+    widths: tuple[int, ...]
+    predicted_ms: float
+    measured_ms: float
+    ci95_ms: tuple[float, float]
+
+    @property
+    def error_pct(self) -> float:
+        """Signed relative error of the held-out prediction."""
+        return 100.0 * (self.predicted_ms / self.measured_ms - 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A fit, and how far to trust it."""
+
+    coefficients: Coefficients
+    points: tuple[CalibrationPoint, ...]
+    ridge: float
+
+    @property
+    def heldout_mape_pct(self) -> float:
+        """Mean absolute relative error of leave-one-out predictions."""
+        return float(np.mean([abs(p.error_pct) for p in self.points]))
+
+    @property
+    def heldout_max_pct(self) -> float:
+        """The largest of them."""
+        return float(np.max([abs(p.error_pct) for p in self.points]))
+
+
+def calibrate(
+    model: LatencyModel, table: LatencyTable, networks: Sequence[NetworkKey]
+) -> Calibration:
+    """Fit to the networks' measurements in ``table``.
+
+    Args:
+        model: any calibration of it; only the table's layer times are used.
+        networks: at least four, measured.
+    """
+    measured = [table.measurement(key) for key in networks]
+    rows = [model.features(key.widths) for key in networks]
+    kinds = list(rows[0])
+    design = np.array([[1.0] + [row[kind] for kind in kinds] for row in rows])
+    times = np.array([m.median_ms for m in measured])
+    prior = np.array([0.0] + [1.0 if k in model.coefficients.scales else 0.0 for k in kinds])
+    heldout = {ridge: _leave_one_out(design, times, prior, ridge) for ridge in RIDGES}
+    ridge = min(RIDGES, key=lambda r: float(np.mean((heldout[r] / times - 1.0) ** 2)))
+    solution = _fit(design, times, prior, ridge)
+    values = dict(zip(kinds, solution[1:].tolist(), strict=True))
+    coefficients = Coefficients(
+        constant_ms=float(solution[0]),
+        scales={k: values[k] for k in model.coefficients.scales},
+        rates_ms={k: values[k] for k in model.coefficients.rates_ms},
+    )
+    points = _points(networks, heldout[ridge], measured)
+    return Calibration(coefficients, points, ridge)
+
+
+def _fit(design: np.ndarray, times: np.ndarray, prior: np.ndarray, ridge: float) -> np.ndarray:
+    """min |(X theta - y) / y|^2 + ridge * |weight * (theta - prior)|^2 over theta >= 0.
+
+    A coefficient's weight is its mean share of the latency, so that units do not matter.
+    """
+    scale = np.maximum(np.abs(design).mean(axis=0), 1e-12)
+    share = scale / times.mean()
+    system = np.vstack([design / times[:, None], np.sqrt(ridge) * np.diag(share)]) / scale
+    right = np.concatenate([np.ones(len(times)), np.sqrt(ridge) * share * prior])
+    return nnls(system, right)[0] / scale
+
+
+def _leave_one_out(
+    design: np.ndarray, times: np.ndarray, prior: np.ndarray, ridge: float
+) -> np.ndarray:
+    predictions = np.zeros(len(times))
+    for index in range(len(times)):
+        rest = np.arange(len(times)) != index
+        predictions[index] = design[index] @ _fit(design[rest], times[rest], prior, ridge)
+    return predictions
+
+
+def _points(
+    networks: Sequence[NetworkKey], predicted: np.ndarray, measured: Sequence[Measurement]
+) -> tuple[CalibrationPoint, ...]:
+    return tuple(
+        CalibrationPoint(key.widths, float(guess), m.median_ms, m.ci95_ms)
+        for key, guess, m in zip(networks, predicted, measured, strict=True)
+    )

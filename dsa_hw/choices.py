@@ -1,0 +1,83 @@
+"""Which widths each group may have on a device: the steps of its staircase."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dsa_hw.deployed import DeployedGraph
+
+
+@dataclass(frozen=True, slots=True)
+class WidthChoices:
+    """Allowed widths of every group, ascending, the dense width last.
+
+    Widths between two steps cost what the next step up costs, so only steps are offered; a frozen
+    group has its dense width only.
+    """
+
+    widths: tuple[tuple[int, ...], ...]
+    steps: tuple[int, ...]
+
+    @property
+    def least(self) -> np.ndarray:
+        """(groups,) smallest widths."""
+        return np.array([w[0] for w in self.widths])
+
+    @property
+    def dense(self) -> np.ndarray:
+        """(groups,) largest widths."""
+        return np.array([w[-1] for w in self.widths])
+
+    def nearest(self, widths: np.ndarray) -> np.ndarray:
+        """(groups,) the allowed width with the closest logarithm."""
+        return np.array(
+            [
+                min(allowed, key=lambda a, w=w: abs(math.log(a / max(w, 1e-9))))
+                for allowed, w in zip(self.widths, widths, strict=True)
+            ]
+        )
+
+    def random(self, rng: np.random.Generator, least_keep_ratio: float = 0.25) -> tuple[int, ...]:
+        """Random widths on steps: a common keep ratio, and each group's own around it."""
+        common = rng.uniform(least_keep_ratio, 1.0)
+        chosen = []
+        for allowed in self.widths:
+            own = np.clip(common + rng.uniform(-0.35, 0.35), least_keep_ratio, 1.0)
+            offered = [w for w in allowed if w >= least_keep_ratio * allowed[-1]]
+            chosen.append(min(offered, key=lambda w: abs(w - own * allowed[-1])))
+        return tuple(chosen)
+
+
+def width_choices(graph: DeployedGraph, steps: Mapping[str, int]) -> WidthChoices:
+    """The choices of every group.
+
+    Args:
+        steps: the measured step of each kind of layer.
+    """
+    touching: list[set[int]] = [{g.atom_channels} for g in graph.coupling.groups]
+    for layer in graph.layers:
+        for side in (layer.cin, layer.cout):
+            for group in np.flatnonzero(side.coefficients):
+                touching[group].add(steps[layer.spec.kind])
+    widths, chosen_steps = [], []
+    for group, found in zip(graph.coupling.groups, touching, strict=True):
+        step = math.lcm(*found)
+        dense = group.dense_width
+        below = [] if group.frozen else list(range(step, dense, step))
+        widths.append((*below, dense))
+        chosen_steps.append(step)
+    return WidthChoices(tuple(widths), tuple(chosen_steps))
+
+
+def merged_choices(several: Sequence[WidthChoices]) -> WidthChoices:
+    """Widths that every one of several budgets' devices allows (the dense width always is)."""
+    merged = []
+    for offered in zip(*(c.widths for c in several), strict=True):
+        common = set(offered[0]).intersection(*offered[1:]) | {offered[0][-1]}
+        merged.append(tuple(sorted(common)))
+    steps = tuple(math.lcm(*found) for found in zip(*(c.steps for c in several), strict=True))
+    return WidthChoices(tuple(merged), steps)

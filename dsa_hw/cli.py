@@ -1,0 +1,147 @@
+"""Command line and YAML -> configuration; errors -> one message and exit code 2."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from types import UnionType
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from dsa_hw.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def run_command(
+    name: str,
+    config_class: type[Config],
+    run: Callable[[Config], int | None],
+    argv: Sequence[str] | None = None,
+    positional: str | None = None,
+) -> int:
+    """Parse, run, and turn errors a user can cause into a message and exit code 2.
+
+    Args:
+        name: of the verb.
+        config_class: a frozen dataclass whose fields carry ``metadata["help"]``.
+        positional: a field given without its option's name.
+
+    Returns:
+        The exit code: 0, 2 for an error of the user's, 130 after Ctrl-C.
+    """
+    from profilers.errors import ProfilerError
+
+    try:
+        config = parse(name, config_class, argv, positional)
+        return run(config) or 0
+    except (UserError, ProfilerError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted; the same command again goes on from here", file=sys.stderr)
+        return 130
+
+
+def parse(
+    name: str,
+    config_class: type[Config],
+    argv: Sequence[str] | None = None,
+    positional: str | None = None,
+) -> Config:
+    """The configuration that the arguments (and the YAML they name) describe.
+
+    Raises:
+        UserError: an unknown key or a wrong value; names it and what was expected.
+    """
+    parser = _parser(name, config_class, positional)
+    try:
+        found = parser.parse_args(None if argv is None else list(argv))
+    except ArgumentError as error:
+        raise UserError(_explain(str(error), config_class, argv)) from None
+    values = {f.name: found[f.name] for f in _fields(config_class)}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return config_class(**values)
+
+
+def to_yaml(config: Any) -> str:
+    """The whole configuration, fully resolved, in the form ``--config`` reads."""
+    values = {
+        k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()
+    }
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _fields(config_class: type) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(config_class)
+
+
+def _parser(name: str, config_class: type, positional: str | None) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=f"python -m dsa_hw.{name}", description=config_class.__doc__, exit_on_error=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    hints = typing.get_type_hints(config_class)
+    for option in _fields(config_class):
+        hint = hints[option.name]
+        default = list(option.default) if isinstance(option.default, tuple) else option.default
+        settings: dict[str, Any] = {"help": option.metadata["help"], "default": default}
+        element = _element(hint)
+        if element is not None:
+            settings |= {"nargs": "+", "type": element}
+        else:
+            settings["type"] = hint
+        if option.name == positional:
+            settings.pop("default")
+            parser.add_argument(option.name, **settings)
+        else:
+            parser.add_argument(f"--{option.name.replace('_', '-')}", **settings)
+    return parser
+
+
+def _element(hint: Any) -> Any:
+    """The element type of ``tuple[X, ...]``, also when it is optional; None for anything else."""
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        return typing.get_args(hint)[0]
+    if origin in (UnionType, typing.Union):
+        found = [e for e in map(_element, typing.get_args(hint)) if e is not None]
+        return found[0] if found else None
+    return None
+
+
+def _explain(message: str, config_class: type, argv: Sequence[str] | None) -> str:
+    """A parser's message in one line, with the nearest known option for an unknown one."""
+    known = [f.name for f in _fields(config_class)]
+    unknown = re.search(r"(?:Option|Key) '([^']+)' is not accepted", message)
+    if unknown is None and "unrecognized arguments" in message:
+        unknown = re.search(r"unrecognized arguments: -*([^ =]+)", message)
+    if unknown is not None:
+        key = unknown[1]
+        near = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
+        hint = (
+            f"did you mean {near[0].replace('_', '-')}?" if near else f"known: {', '.join(known)}"
+        )
+        value = _value_of(key, argv)
+        return f"unknown option {key}{value}; {hint}"
+    return " ".join(message.split())
+
+
+def _value_of(key: str, argv: Sequence[str] | None) -> str:
+    """`` = value`` as the YAML file among the arguments has it; nothing if it came otherwise."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for index, word in enumerate(words):
+        if word == "--config" and index + 1 < len(words):
+            with open(words[index + 1], encoding="utf-8") as file:
+                content = yaml.safe_load(file)
+            if isinstance(content, dict) and key in content:
+                return f" (value: {content[key]!r})"
+        if word.lstrip("-") == key and index + 1 < len(words):
+            return f" (value: {words[index + 1]!r})"
+    return ""

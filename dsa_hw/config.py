@@ -1,0 +1,154 @@
+"""What a user can ask of the commands: one frozen dataclass each, from YAML and command line."""
+
+# ruff: noqa: RUF009 - ``_option`` is ``dataclasses.field``
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dsa_hw.errors import UserError
+
+Precision = Literal["fp32", "fp16", "int8"]
+BudgetName = Literal["latency", "flops", "params"]
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """Where and how the network will be deployed; shared by all commands."""
+
+    device: str = _option("cpu", "deployment device: cpu, cuda:0, ...")
+    backend: str | None = _option(None, "runtime; the best one installed for the device if unset")
+    precision: Precision = _option("fp32", "deployment precision")
+    batch_size: int = _option(1, "deployment batch size")
+    threads: int | None = _option(None, "CPU threads; the runtime's default if unset")
+    table: str | None = _option(
+        None, "latency table file; latency_tables/<device, runtime, ...>.jsonl if unset"
+    )
+    allow_mismatch: bool = _option(
+        False, "use a table that was measured on another device or runtime all the same"
+    )
+    calibration_networks: int = _option(24, "whole networks timed to calibrate the latency model")
+    rounds: int = _option(3, "rounds of each measurement")
+
+
+@dataclass(frozen=True)
+class ModelConfig(DeviceConfig):
+    """Which network."""
+
+    model: str = _option(
+        "resnet18",
+        "torchvision name, timm:NAME, one of the project's CIFAR networks, package.module:factory",
+    )
+    input_shape: tuple[int, ...] | None = _option(
+        None, "channels height width; the model's or the data's own if unset"
+    )
+    seed: int = _option(0, "of weights, data order, masks and random widths")
+
+
+@dataclass(frozen=True)
+class ProfileConfig(ModelConfig):
+    """``python -m dsa_hw.profile``"""
+
+
+@dataclass(frozen=True)
+class PruneConfig(ModelConfig):
+    """``python -m dsa_hw.prune``"""
+
+    out: str = _option("runs/prune", "run folder; the same command again resumes what is in it")
+    target_ms: float | None = _option(None, "latency to reach, in ms")
+    target_ratio: float | None = _option(
+        None, "latency to reach, as a part of the dense network's, in (0, 1)"
+    )
+    budget: tuple[BudgetName, ...] = _option(("latency",), "what is limited; several at once work")
+    flops_ratio: float | None = _option(None, "part of the dense FLOPs to keep, in (0, 1]")
+    params_ratio: float | None = _option(None, "part of the dense weights to keep, in (0, 1]")
+    pretrained: bool = _option(False, "start from torchvision's or timm's weights")
+    weights: str | None = _option(None, "start from these weights (safetensors)")
+    exclude: tuple[str, ...] = _option((), "patterns of layer names that keep all channels")
+    importance: Literal["bn_scale", "filter_l1"] = _option("bn_scale", "base importance")
+
+    data: str = _option("glyphs", "glyphs, digits, cifar10, cifar100, imagefolder, or a factory")
+    data_root: str | None = _option(None, "folder of the data set")
+    epochs: int = _option(12, "epochs in all, search and fine-tuning; 0 plans without training")
+    finetune_epochs: int | None = _option(None, "of these, fine-tuning; a third if unset")
+    train_dense: bool = _option(
+        False, "also train the dense network for as many epochs, to know its accuracy"
+    )
+    train_batch_size: int = _option(128, "training batch size")
+    lr: float = _option(0.1, "peak learning rate (SGD with momentum)")
+    weight_decay: float = _option(5e-4, "weight decay")
+    validation_fraction: float = _option(0.2, "training data set aside for the keep ratios")
+    mixed_precision: Literal["no", "bf16", "fp16"] = _option("no", "training precision")
+    train_device: str | None = _option(None, "cpu or cuda; CUDA where there is one if unset")
+
+    def __post_init__(self) -> None:
+        self._check_targets()
+        _require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
+        _require(self.batch_size >= 1, "batch-size", self.batch_size, "1 or more")
+        _require(self.train_batch_size >= 2, "train-batch-size", self.train_batch_size, ">= 2")
+        _require(self.calibration_networks >= 4, "calibration-networks",
+                 self.calibration_networks, "4 or more")  # fmt: skip
+        _require(self.rounds >= 2, "rounds", self.rounds, "2 or more")
+        _require(0 < self.validation_fraction < 1, "validation-fraction",
+                 self.validation_fraction, "between 0 and 1")  # fmt: skip
+        finetune = self.finetune_epochs
+        if finetune is not None and self.epochs:
+            _require(0 <= finetune < self.epochs, "finetune-epochs", finetune, "less than epochs")
+
+    def _check_targets(self) -> None:
+        latency = "latency" in self.budget
+        given = [t for t in (self.target_ms, self.target_ratio) if t is not None]
+        if latency and len(given) != 1:
+            raise UserError(
+                "a latency budget needs one of --target-ms and --target-ratio; "
+                f"given: {'both' if given else 'neither'}"
+            )
+        _require(not given or latency, "target-ms / target-ratio", given, "a latency budget")
+        _require((self.target_ms or 1) > 0, "target-ms", self.target_ms, "a positive number")
+        for name in ("target_ratio", "flops_ratio", "params_ratio"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < 1, name.replace("_", "-"), value,
+                     "between 0 and 1")  # fmt: skip
+        for name in ("flops", "params"):
+            wanted, value = name in self.budget, getattr(self, f"{name}_ratio")
+            _require(wanted == (value is not None), f"{name}-ratio", value,
+                     f"a number if and only if {name} is among the budgets")  # fmt: skip
+        _require(len(self.budget) > 0, "budget", self.budget, "at least one")
+
+    @property
+    def search_epochs(self) -> int:
+        """Epochs with keep ratios being learned (warm-up included)."""
+        return self.epochs - self.resolved_finetune_epochs
+
+    @property
+    def resolved_finetune_epochs(self) -> int:
+        """Epochs of the small network."""
+        if self.finetune_epochs is not None:
+            return min(self.finetune_epochs, self.epochs)
+        return self.epochs // 3
+
+
+@dataclass(frozen=True)
+class ValidateConfig(DeviceConfig):
+    """``python -m dsa_hw.validate``"""
+
+    run: str | None = _option(None, "run folder: its model.onnx beside its prediction and target")
+    onnx: str | None = _option(None, "an exported network to time by itself")
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """``python -m dsa_hw.report``"""
+
+    source: str = _option("", "run folder, or latency table (.jsonl)")
+    out: str | None = _option(None, "HTML file; report.html in the run folder if unset")
+
+
+def _require(ok: bool, name: str, value: object, expected: str) -> None:
+    if not ok:
+        raise UserError(f"{name} is {value!r}; expected {expected}")

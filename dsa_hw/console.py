@@ -1,0 +1,94 @@
+"""What the commands show while they work, and the table at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+EVERY_S = 10.0
+
+
+class Progress:
+    """Progress callback: what, how far, how long still. Redraws on a terminal, else prints lines.
+
+    Calls take (what, done, planned).
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(file=sys.stderr, soft_wrap=True)
+        self._what = ""
+        self._start = 0.0
+        self._first = 0
+        self._shown = 0.0
+
+    def __call__(self, what: str, done: int, planned: int) -> None:
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._start, self._first, self._shown = what, now, done, 0.0
+        terminal = self._console.is_terminal
+        if now - self._shown < (0.2 if terminal else EVERY_S) and done < planned:
+            return
+        self._shown = now
+        line = f"{what}: {done}/{planned} ({100 * done / max(1, planned):.0f}%)"
+        if done > self._first:
+            left = (now - self._start) / (done - self._first) * (planned - done)
+            line += f", {left:.0f} s left"
+        end = "\n" if done >= planned or not terminal else "\r"
+        self._console.print(line.ljust(60), end=end, highlight=False, markup=False)
+
+    def say(self, text: str) -> None:
+        """One line about what happens now."""
+        self._console.print(text, highlight=False, markup=False)
+
+
+def print_result(result: Mapping[str, Any], run_dir: str) -> None:
+    """The table at the end of a run, and where everything is."""
+    console = Console()
+    dense, pruned = result["dense"], result["pruned"]
+    ratio = pruned["measured_ms"] / dense["measured_ms"]
+    table = Table(title=f"{result['model']} on {result['device']} ({result['backend']}, "
+                  f"{result['threads']} threads, batch {result['batch_size']})")  # fmt: skip
+    for column in ("", "dense", "pruned", "ratio"):
+        table.add_column(column, justify="left" if not column else "right")
+    target_ms = result["target_ms"]
+    if target_ms is not None:
+        table.add_row("target, ms", "", f"{target_ms:.4g}", _ratio(target_ms, dense))
+    table.add_row("predicted, ms", "", f"{pruned['predicted_ms']:.4g}",
+                  _ratio(pruned["predicted_ms"], dense))  # fmt: skip
+    table.add_row("measured, ms", _interval(dense), _interval(pruned), f"{ratio:.3f}")
+    table.add_row("accuracy", _percent(dense["accuracy"]), _percent(pruned["accuracy"]), "")
+    for name, unit, scale in (("flops", "M", 1e6), ("params", "k", 1e3)):
+        table.add_row(
+            f"{name}, {unit}",
+            f"{dense[name] / scale:.4g}",
+            f"{pruned[name] / scale:.4g}",
+            f"{pruned[name] / dense[name]:.3f}",
+        )
+    console.print(table)
+    seconds = result["seconds"]
+    parts = ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items())
+    console.print(f"minutes: {sum(seconds.values()) / 60:.1f} in all ({parts})", highlight=False)
+    if target_ms is not None:
+        verdict = "target met" if result["met"] else "TARGET MISSED"
+        console.print(f"{verdict}: {100 * pruned['measured_ms'] / target_ms:.1f}% of it")
+    for warning in result.get("warnings", []):
+        console.print(f"warning: {warning}", highlight=False, markup=False)
+    console.print(f"run folder: {run_dir}\nreport:     {run_dir}/report.html", soft_wrap=True)
+
+
+def _interval(part: Mapping[str, Any]) -> str:
+    low, high = part["ci95_ms"]
+    return f"{part['measured_ms']:.4g} ({low:.4g} to {high:.4g})"
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{100 * value:.2f}%"
+
+
+def _ratio(value: float, dense: Mapping[str, Any]) -> str:
+    return f"{value / dense['measured_ms']:.3f}"

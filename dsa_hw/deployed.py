@@ -1,0 +1,379 @@
+"""The dense network as it is deployed: its ONNX graph, and that graph at other widths.
+
+Latency does not depend on the weights, so a network of any widths is timed without training,
+surgery or export: the dense graph with its initializers resized is the same network to the runtime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper, shape_inference
+from torch import nn
+
+from dsa_hw.coupling import Coupling
+from dsa_hw.errors import UnsupportedModel
+from profilers.onnx_layers import random_weight
+from profilers.spec import FUSED_ACTIVATIONS, LayerSpec
+
+LAYER_OPS = ("Conv", "Gemm")
+FREE_OPS = ("Constant", "Shape", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity",
+            "Dropout")  # fmt: skip
+KINDS = {
+    "MaxPool": "pool", "AveragePool": "pool", "GlobalAveragePool": "reduce",
+    "ReduceMean": "reduce", "Concat": "concat", "BatchNormalization": "batchnorm",
+    "Add": "add", "Mul": "mul", "Relu": "activation", "Clip": "activation",
+    "Sigmoid": "activation", "HardSwish": "activation", "HardSigmoid": "activation",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A quantity that is linear in the widths: ``coefficients @ widths + constant``."""
+
+    coefficients: np.ndarray
+    constant: float
+
+    def __call__(self, widths: Sequence[float] | np.ndarray) -> float:
+        return float(self.coefficients @ np.asarray(widths, float) + self.constant)
+
+    def scaled(self, factor: float) -> Linear:
+        """The quantity times ``factor``."""
+        return Linear(self.coefficients * factor, self.constant * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer that has weights and a row of the table: its cost is ``T_spec(cin, cout)``."""
+
+    name: str
+    spec: LayerSpec
+    cin: Linear
+    cout: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What costs time beside the layers, in proportion to the elements it moves."""
+
+    kind: str
+    elements: Linear
+
+
+def export_onnx(model: nn.Module, example_inputs: torch.Tensor) -> onnx.ModelProto:
+    """ONNX graph of ``model`` in evaluation mode, batch-norms folded, fixed batch size.
+
+    Args:
+        example_inputs: (N, C, H, W); N is the deployed batch size.
+
+    Raises:
+        UnsupportedModel: PyTorch cannot export it.
+    """
+    was_training = model.training
+    model.eval()
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own deprecations
+            program = torch.onnx.export(
+                model,
+                (example_inputs,),
+                dynamo=True,
+                optimize=True,
+                verbose=False,
+                input_names=["input"],
+                output_names=["output"],
+            )
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot be exported to ONNX ({type(error).__name__}: {reason})"
+        ) from error
+    finally:
+        model.train(was_training)
+    assert program is not None
+    buffer = io.BytesIO()
+    program.save(buffer)
+    exported = onnx.load_from_string(buffer.getvalue())
+    for node in exported.graph.node:
+        del node.metadata_props[:]  # stack traces, with paths of this machine
+        node.doc_string = ""
+    del exported.graph.value_info[:]
+    return exported
+
+
+class DeployedGraph:
+    """The dense network's ONNX graph with the coupling of its channels.
+
+    Attributes:
+        layers: in the graph's order.
+        operations: what else moves data, summed up by kind.
+        digest: identifies the graph and its coupling, not its weights.
+    """
+
+    def __init__(self, exported: onnx.ModelProto, coupling: Coupling, precision: str = "fp32"):
+        _unshare_weights(exported.graph)
+        self.model = shape_inference.infer_shapes(exported, strict_mode=True, data_prop=True)
+        self.coupling = coupling
+        self._precision = precision
+        self._weights = {i.name: i for i in self.model.graph.initializer}
+        self._shapes = _value_shapes(self.model)
+        self._consumers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.model.graph.node:
+            for name in node.input:
+                self._consumers.setdefault(name, []).append(node)
+        self._module_of = {node.output[0]: self._layer_module(node) for node in self._layer_nodes()}
+        self.layers = tuple(self._layer(node) for node in self._layer_nodes())
+        self._elements = {i.name: self._dense(i.name) for i in self.model.graph.input}
+        self.operations = self._operations()
+        self.digest = self._digest()
+
+    @property
+    def dense_widths(self) -> tuple[int, ...]:
+        """Width of every group in the dense network."""
+        return tuple(g.dense_width for g in self.coupling.groups)
+
+    def resized(self, widths: Sequence[int], seed: int = 0) -> bytes:
+        """Serialized network of these widths, with random weights.
+
+        Args:
+            widths: channels of each group, multiples of its ``atom_channels``.
+        """
+        rng = np.random.default_rng(seed)
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        graph = model.graph
+        del graph.value_info[:]
+        sizes = self._resized_shapes(widths)
+        for tensor in graph.initializer:
+            if tensor.name in sizes:
+                shape = sizes[tensor.name]
+                value = random_weight(shape, rng) if len(shape) > 1 else np.full(shape, 0.1)
+                tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float32), tensor.name))
+        for node in graph.node:
+            self._fix_attributes(node, widths)
+        _free_reshapes(graph)
+        return model.SerializeToString()
+
+    # -- reading the graph ------------------------------------------------------------------
+
+    def _layer_nodes(self) -> list[onnx.NodeProto]:
+        return [n for n in self.model.graph.node if n.op_type in LAYER_OPS]
+
+    def _layer_module(self, node: onnx.NodeProto) -> str:
+        name = node.input[1]
+        if name not in self._weights or not name.endswith(".weight"):
+            raise UnsupportedModel(
+                f"the {node.op_type} node {node.name!r} computes with {name!r}, which is not the "
+                "weight of a convolution or linear layer"
+            )
+        return name.removesuffix(".weight")
+
+    def _layer(self, node: onnx.NodeProto) -> Layer:
+        module = self._module_of[node.output[0]]
+        weight = self._weights[node.input[1]]
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "Gemm":
+            transposed = attributes.get("transB", 0)
+            outs, ins = weight.dims if transposed else reversed(weight.dims)
+            batch = self._shapes[node.input[0]][0]
+            spec = LayerSpec("gemm", (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), "dense", (1, 1), batch)
+        else:
+            outs = weight.dims[0]
+            groups = attributes.get("group", 1)
+            ins = weight.dims[1] * groups
+            shape = self._shapes[node.input[0]]
+            if len(shape) != 4:
+                raise UnsupportedModel(f"{module}: only 2-D convolutions are supported")
+            spec = LayerSpec(
+                op="conv",
+                kernel=tuple(weight.dims[2:]),
+                stride=tuple(attributes.get("strides", (1, 1))),
+                pads=tuple(attributes.get("pads", (0, 0, 0, 0))),
+                dilation=tuple(attributes.get("dilations", (1, 1))),
+                groups=_group_form(groups, ins, outs),
+                size=(shape[2], shape[3]),
+                batch=shape[0],
+                dtype=self._precision,
+                tail=self._tail(node),
+            )
+        cin = Linear(*self.coupling.widths_to_linear((module, "in"), ins))
+        cout = Linear(*self.coupling.widths_to_linear((module, "out"), outs))
+        if spec.groups == "depthwise":
+            cin = cout
+        return Layer(module, spec, cin, cout)
+
+    def _tail(self, node: onnx.NodeProto) -> tuple[str, ...]:
+        """The activation that the runtime folds in (a fused residual add costs by elements)."""
+        consumers = self._consumers.get(node.output[0], [])
+        if len(consumers) == 1 and consumers[0].op_type.lower() in FUSED_ACTIVATIONS:
+            return (consumers[0].op_type.lower(),)
+        return ()
+
+    def _operations(self) -> tuple[Operation, ...]:
+        sums: dict[str, Linear] = {}
+        elements = self._elements
+        layers = dict(zip(self._module_of, self.layers, strict=True))
+        for node in self.model.graph.node:
+            kind = KINDS.get(node.op_type, "other")
+            if node.op_type in LAYER_OPS:
+                layer = layers[node.output[0]]
+                size = float(np.prod(layer.spec.output_size) * layer.spec.batch)
+                elements[node.output[0]] = layer.cout.scaled(size)
+                _add(sums, "weights", self._weight_elements(layer))
+                continue
+            moved = self._follow(node, elements)
+            if node.op_type in FREE_OPS or self._is_fused(node) or moved is None:
+                continue
+            _add(sums, kind, moved)
+        return tuple(Operation(kind, value) for kind, value in sorted(sums.items()))
+
+    def _follow(self, node: onnx.NodeProto, elements: dict[str, Linear]) -> Linear | None:
+        """Record the outputs' elements; return what the node moves (the larger side)."""
+        known = [elements[n] for n in node.input if n in elements]
+        if not known:
+            return None
+        if node.op_type == "Concat":
+            source = Linear(sum(k.coefficients for k in known), sum(k.constant for k in known))
+        else:
+            source = max(known, key=lambda k: k(self.dense_widths))
+        total = source(self.dense_widths)
+        for name in node.output:
+            if name in self._shapes:
+                factor = float(np.prod(self._shapes[name])) / total
+                elements[name] = source.scaled(factor)
+        produced = [elements[n] for n in node.output if n in elements]
+        return max([source, *produced], key=lambda k: k(self.dense_widths))
+
+    def _weight_elements(self, layer: Layer) -> Linear:
+        """Weights read by a layer, linearized at the dense widths (exact where one side is fixed).
+
+        A first-order term beside the table, for weights that come from memory rather than cache.
+        """
+        taps = float(np.prod(layer.spec.kernel))
+        cin, cout = layer.cin(self.dense_widths), layer.cout(self.dense_widths)
+        per_group = cin / layer.spec.group_count(round(cin))
+        if layer.spec.tied:
+            return layer.cout.scaled(taps * per_group)
+        both = Linear(
+            taps * (layer.cin.coefficients * cout + layer.cout.coefficients * cin),
+            taps * (layer.cin.constant * cout + layer.cout.constant * cin - cin * cout),
+        )
+        return both
+
+    def _is_fused(self, node: onnx.NodeProto) -> bool:
+        if node.op_type.lower() not in FUSED_ACTIVATIONS:
+            return False
+        maker = next((n for n in self.model.graph.node if node.input[0] in n.output), None)
+        if maker is None or len(self._consumers[node.input[0]]) > 1:
+            return False
+        return maker.op_type in ("Conv", "Add")  # an add behind a convolution takes it along
+
+    def _dense(self, name: str) -> Linear:
+        return Linear(np.zeros(len(self.coupling.groups)), float(np.prod(self._shapes[name])))
+
+    # -- writing resized graphs -------------------------------------------------------------
+
+    def _resized_shapes(self, widths: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """New shapes of the initializers that depend on the widths."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        layers = dict(zip(self._module_of, self.layers, strict=True))
+        for node in self.model.graph.node:
+            if node.op_type in LAYER_OPS:
+                layer = layers[node.output[0]]
+                cin, cout = round(layer.cin(widths)), round(layer.cout(widths))
+                if node.op_type == "Gemm":
+                    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+                    shapes[node.input[1]] = (cout, cin) if transposed else (cin, cout)
+                else:
+                    taps = cin // layer.spec.group_count(cin)
+                    shapes[node.input[1]] = (cout, taps, *layer.spec.kernel)
+                if len(node.input) > 2:
+                    shapes[node.input[2]] = (cout,)
+            elif node.op_type == "BatchNormalization":
+                elements = self._elements[node.input[0]](widths)
+                shape = self._shapes[node.input[0]]
+                channels = round(elements * shape[1] / np.prod(shape))
+                shapes.update({name: (channels,) for name in node.input[1:]})
+        return shapes
+
+    def _fix_attributes(self, node: onnx.NodeProto, widths: Sequence[int]) -> None:
+        if node.op_type != "Conv":
+            return
+        layer = self.layers[list(self._module_of).index(node.output[0])]
+        if layer.spec.tied:
+            for attribute in node.attribute:
+                if attribute.name == "group":
+                    attribute.i = layer.spec.group_count(round(layer.cin(widths)))
+
+    def _digest(self) -> str:
+        parts = [f"{n.op_type} {list(n.input)} {list(n.output)}" for n in self.model.graph.node]
+        parts += [f"{layer.spec} {layer.name}" for layer in self.layers]
+        parts += [f"{g.name} {g.dense_width} {g.atoms}" for g in self.coupling.groups]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _group_form(groups: int, ins: int, outs: int) -> str:
+    if groups == 1:
+        return "dense"
+    if groups == ins == outs:
+        return "depthwise"
+    if ins == outs:
+        return f"width{ins // groups}"
+    raise UnsupportedModel(
+        f"a grouped convolution from {ins} to {outs} channels in {groups} groups is not supported"
+    )
+
+
+def _value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    graph = model.graph
+    return {
+        v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
+        for v in [*graph.input, *graph.output, *graph.value_info]
+    }
+
+
+def _free_reshapes(graph: onnx.GraphProto) -> None:
+    """Let a reshape to (N, features) take its feature count from the data."""
+    constants = {i.name: i for i in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Reshape" and node.input[1] in constants:
+            tensor = constants[node.input[1]]
+            shape = numpy_helper.to_array(tensor).copy()
+            if len(shape) == 2 and (shape > 0).all():
+                shape[1] = -1
+                tensor.CopyFrom(numpy_helper.from_array(shape, tensor.name))
+
+
+def _unshare_weights(graph: onnx.GraphProto) -> None:
+    """Give every layer its own tensors: the exporter stores equal ones (zero biases) once."""
+    tensors = {i.name: i for i in graph.initializer}
+    used: set[str] = set()
+    for node in graph.node:
+        if node.op_type not in (*LAYER_OPS, "BatchNormalization"):
+            continue
+        for index, name in enumerate(node.input):
+            if name not in tensors:
+                continue
+            if name in used:
+                copy = graph.initializer.add()
+                copy.CopyFrom(tensors[name])
+                copy.name = f"{name}@{node.output[0]}.{index}"
+                node.input[index] = copy.name
+            used.add(name)
+
+
+def _add(sums: dict[str, Linear], kind: str, value: Linear) -> None:
+    if kind in sums:
+        old = sums[kind]
+        value = Linear(old.coefficients + value.coefficients, old.constant + value.constant)
+    sums[kind] = value

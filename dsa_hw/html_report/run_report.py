@@ -1,0 +1,490 @@
+"""The report of one pruning run: what was asked, what came out, and how."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dsa_hw.html_report import page as parts
+from dsa_hw.html_report import run_figures as figures
+from dsa_hw.html_report.fields import Interval
+from dsa_hw.html_report.formatting import (
+    TIMES,
+    show_change,
+    show_count,
+    show_interval,
+    show_ms,
+    show_number,
+    show_pct,
+    show_points,
+    show_seconds,
+)
+from dsa_hw.html_report.page import Cell, Headline, Section, Table, no_cell, number_cell
+from dsa_hw.html_report.run_record import NetworkFigures, RunRecord, read_run
+
+NOT_MEASURED = "not measured"
+Absent = str
+
+
+def write_run_report(run_dir: Path, out: Path | None = None) -> Path:
+    """Write one self-contained page about a finished (or stopped) run.
+
+    Args:
+        run_dir: holds ``result.json`` and, where the run wrote them,
+            ``log.jsonl`` and ``config.yaml``.
+        out: where to write; ``run_dir / "report.html"`` if not given.
+
+    Returns:
+        The path of the page. What the run did not record is named on it.
+
+    Raises:
+        ReportInputError: ``result.json`` is missing or is not a JSON object.
+    """
+    run_dir = Path(run_dir)
+    out = run_dir / "report.html" if out is None else Path(out)
+    run = read_run(run_dir)
+    headline = _headline(run)
+    title = f"{run.model or run.folder}: pruning report"
+    footer = f"Run folder: {run.folder}. Times are the {run.statistic or 'recorded statistic'}."
+    out.write_text(parts.page(title, headline, _sections(run), footer), encoding="utf-8")
+    return out
+
+
+def _sections(run: RunRecord) -> list[Section]:
+    """The sections that the run has data for, then one that names the others."""
+    builders: tuple[Callable[[RunRecord], Section | Absent], ...] = (
+        _result_section,
+        _warning_section,
+        _latency_section,
+        _group_section,
+        _layer_section,
+        _calibration_section,
+        _closed_loop_section,
+        _search_section,
+        _training_section,
+        _time_section,
+        _table_section,
+        _environment_section,
+        _config_section,
+    )
+    built = [build(run) for build in builders]
+    sections = [item for item in built if isinstance(item, Section)]
+    left_out = [item for item in built if isinstance(item, str)]
+    if left_out or run.problems:
+        sections.append(_left_out_section(left_out, run.problems))
+    return sections
+
+
+def _headline(run: RunRecord) -> Headline:
+    return Headline(
+        kind="Pruning report" + (f" · {run.data}" if run.data else ""),
+        sentence=_sentence(run),
+        badge=_badge(run),
+        details=_proof(run),
+    )
+
+
+def _sentence(run: RunRecord) -> str:
+    dense = NOT_MEASURED if run.dense.measured_ms is None else show_ms(run.dense.measured_ms)
+    if run.pruned.measured_ms is not None:
+        pruned = f"{show_ms(run.pruned.measured_ms)} measured"
+    elif run.pruned.predicted_ms is not None:
+        pruned = f"{show_ms(run.pruned.predicted_ms)} predicted, {NOT_MEASURED}"
+    else:
+        pruned = NOT_MEASURED
+    target = "no target" if run.target_ms is None else f"target {show_ms(run.target_ms)}"
+    setting = ", ".join(item for item in (run.device, run.backend, _threads(run)) if item)
+    on = f" on {setting}" if setting else ""
+    return f"{run.model or 'network'}: {dense} → {pruned} ({target}){on}"
+
+
+def _threads(run: RunRecord) -> str | None:
+    if run.threads is None:
+        return None
+    return f"{run.threads:g} thread" + ("" if run.threads == 1 else "s")
+
+
+def _badge(run: RunRecord) -> str:
+    """What the run says; where it does not say, at or under the target is met."""
+    met = run.met
+    if met is None and run.target_ms is not None and run.pruned.measured_ms is not None:
+        met = run.pruned.measured_ms <= run.target_ms
+    return "unknown" if met is None else "met" if met else "missed"
+
+
+def _proof(run: RunRecord) -> tuple[str, ...]:
+    """One line of facts behind the badge; empty where nothing was measured."""
+    facts = []
+    measured_ms, interval = run.pruned.measured_ms, run.pruned.ci95_ms
+    if measured_ms is not None and run.target_ms:
+        gap = (measured_ms / run.target_ms - 1) * 100
+        side = "above" if gap > 0 else "under"
+        within = f" (95 % interval {show_interval(interval)} ms)" if interval else ""
+        facts.append(f"{abs(gap):.1f} % {side} the target{within}")
+    if measured_ms and run.dense.measured_ms:
+        facts.append(
+            f"{run.dense.measured_ms / measured_ms:.2f}{TIMES} as fast as the dense network"
+        )
+    if run.dense.accuracy is not None and run.pruned.accuracy is not None:
+        before, after = run.dense.accuracy, run.pruned.accuracy
+        change = show_points(before, after)
+        facts.append(f"accuracy {show_pct(before)} → {show_pct(after)} ({change})")
+    return ("; ".join(facts) + ".",) if facts else ()
+
+
+def _result_section(run: RunRecord) -> Section:
+    rows = (
+        _latency_row(run),
+        _interval_row(run),
+        _figure_row("Accuracy", run, lambda net: net.accuracy, show_pct, show_points, NOT_MEASURED),
+        _figure_row("FLOPs", run, lambda net: net.flops, show_count, show_change),
+        _figure_row("Parameters", run, lambda net: net.params, show_count, show_change),
+    )
+    header = ("", "Dense", "Target", "Pruned, predicted", "Pruned, measured", "Change")
+    result = Table(_setting(run), header, rows, strong_rows=frozenset({0}))
+    body = [parts.table(result)]
+    difference = run.pruned.masked_vs_pruned_max_abs
+    if difference is not None:
+        body.append(
+            parts.text(
+                "Removing the channels changed the outputs of the masked network by at most "
+                f"{difference:.3g} (largest absolute difference).",
+                "muted",
+            )
+        )
+    return Section("result", "Result", tuple(body))
+
+
+def _setting(run: RunRecord) -> str:
+    """What the times hold for, as the caption of the main table."""
+    batch = None if run.batch_size is None else f"batch {run.batch_size:g}"
+    seed = None if run.seed is None else f"seed {run.seed}"
+    epochs = None if run.epochs is None else f"epochs {run.epochs}"
+    items = (run.device, run.backend, run.precision, batch, _threads(run), run.statistic)
+    return " · ".join(item for item in (*items, epochs, seed) if item) or "Setting not recorded"
+
+
+def _latency_row(run: RunRecord) -> tuple[Cell, ...]:
+    dense, pruned = run.dense.measured_ms, run.pruned.measured_ms
+    return (
+        Cell("Latency (ms)", "Latency (ms)"),
+        _number(dense, NOT_MEASURED),
+        _number(run.target_ms, "no target"),
+        _number(run.pruned.predicted_ms, "not predicted"),
+        _number(pruned, NOT_MEASURED, is_key=True),
+        _change(dense, pruned),
+    )
+
+
+def _interval_row(run: RunRecord) -> tuple[Cell, ...]:
+    name = Cell("95 % interval (ms)", "95 % interval (ms)")
+    dense, pruned = _interval(run.dense.ci95_ms), _interval(run.pruned.ci95_ms)
+    return (name, dense, no_cell(), no_cell(), pruned, no_cell())
+
+
+def _figure_row(
+    name: str,
+    run: RunRecord,
+    pick: Callable[[NetworkFigures], float | None],
+    show: Callable[[float], str],
+    compare: Callable[[float, float], str],
+    absent: str = "not recorded",
+) -> tuple[Cell, ...]:
+    """A row of the main table that has no target and no prediction."""
+    dense, pruned = pick(run.dense), pick(run.pruned)
+    shown = [
+        no_cell(absent) if value is None else number_cell(show(value), value)
+        for value in (dense, pruned)
+    ]
+    return (
+        Cell(name, name),
+        shown[0],
+        no_cell(),
+        no_cell(),
+        shown[1],
+        _change(dense, pruned, compare),
+    )
+
+
+def _latency_section(run: RunRecord) -> Section | Absent:
+    known = (run.dense.measured_ms, run.pruned.predicted_ms, run.pruned.measured_ms)
+    if all(value is None for value in known):
+        return "Latency figure: result.json has no latency, measured or predicted."
+    caption = (
+        "Latency of the whole network. Thin bars at the ends are 95 % intervals of the "
+        "measurement; a predicted time has none."
+    )
+    shown = parts.figure(figures.latency_drawing(run), caption, kind="lead")
+    return Section("latency", "Latency", (shown,))
+
+
+def _group_section(run: RunRecord) -> Section | Absent:
+    if not run.groups:
+        return "Widths by group: groups is not in result.json."
+    rows = tuple(
+        (
+            Cell(item.name, item.name),
+            _number(item.dense_width),
+            _number(item.width, is_key=True),
+            _number(item.keep_ratio, "not recorded"),
+            _number(item.step, "not recorded"),
+            parts.text_cell(", ".join(item.members) or None),
+        )
+        for item in run.groups
+    )
+    header = ("Group", "Dense width", "Width", "Learned keep ratio", "Step", "Member layers")
+    caption = (
+        f"Channels kept in each of {len(run.groups)} coupled groups, in network order. The mark "
+        "is the keep ratio learned by DSA; the bar is the width after rounding to the device's "
+        "steps at the target."
+    )
+    return Section(
+        "widths",
+        "Widths by group",
+        (
+            parts.figure(figures.group_drawing(run.groups), caption),
+            parts.details("Every group as a table", parts.table(Table("Groups", header, rows))),
+        ),
+    )
+
+
+def _layer_section(run: RunRecord) -> Section | Absent:
+    if not run.layers:
+        return "Milliseconds by layer: layers is not in result.json."
+    before_ms = sum(layer.dense_ms for layer in run.layers)
+    after_ms = sum(layer.pruned_ms for layer in run.layers)
+    hidden = len(run.layers) - figures.LAYERS_SHOWN
+    rest = f" The {hidden} cheapest layers are one bar." if hidden > 0 else ""
+    caption = (
+        f"Predicted by the latency model, not measured: {show_ms(before_ms)} in layers before, "
+        f"{show_ms(after_ms)} after.{rest}"
+    )
+    rows = tuple(
+        (
+            Cell(layer.name, layer.name),
+            parts.text_cell(layer.op),
+            _shape(layer.dense_shape),
+            _shape(layer.pruned_shape),
+            _number(layer.dense_ms),
+            _number(layer.pruned_ms, is_key=True),
+        )
+        for layer in run.layers
+    )
+    header = ("Layer", "Operator", "Channels, dense", "Channels, pruned", "Dense ms", "Pruned ms")
+    by_layer = Table("Predicted milliseconds by layer", header, rows)
+    return Section(
+        "layers",
+        "Where the milliseconds go",
+        (
+            parts.figure(figures.layer_drawing(run.layers), caption),
+            parts.details("Every layer as a table", parts.table(by_layer)),
+        ),
+    )
+
+
+def _calibration_section(run: RunRecord) -> Section | Absent:
+    calibration = run.calibration
+    if calibration is None or not calibration.networks:
+        return "Predicted against measured networks: calibration is not in result.json."
+    facts = [
+        f"{label} {show_number(value)} {unit}"
+        for label, value, unit in (
+            ("held-out error, mean:", calibration.heldout_mape_pct, "%"),
+            ("held-out error, largest:", calibration.heldout_max_pct, "%"),
+            ("constant:", calibration.constant_ms, "ms"),
+        )
+        if value is not None
+    ]
+    facts += [
+        f"scale of {kind}: {show_number(scale)}" for kind, scale in calibration.scales.items()
+    ]
+    rows = tuple(
+        (
+            Cell("held out" if network.held_out else "calibration", str(network.held_out)),
+            _number(network.predicted_ms),
+            _number(network.measured_ms, is_key=True),
+            _interval(network.ci95_ms),
+            _change(network.measured_ms, network.predicted_ms),
+        )
+        for network in calibration.networks
+    )
+    header = ("Used for", "Predicted ms", "Measured ms", "95 % interval (ms)", "Prediction off by")
+    caption = (
+        "Whole networks of random widths; on the dashed line prediction and measurement agree. "
+        "Held-out networks took no part in the calibration. Vertical bars: 95 % intervals."
+    )
+    networks = parts.table(Table("Whole networks", header, rows))
+    return Section(
+        "calibration",
+        "Can the prediction be trusted?",
+        (
+            *((parts.notes(facts),) if facts else ()),
+            parts.figure(figures.calibration_drawing(calibration.networks), caption, kind="medium"),
+            parts.details("Every network as a table", networks),
+        ),
+    )
+
+
+def _closed_loop_section(run: RunRecord) -> Section | Absent:
+    if not run.closed_loop:
+        return "Closed-loop rounds: closed_loop is not in result.json."
+    rows = tuple(
+        (
+            Cell(_plain(item.round), _plain(item.round)),
+            _number(item.predicted_ms, "not predicted"),
+            _number(item.measured_ms, NOT_MEASURED, is_key=True),
+            _interval(item.ci95_ms),
+            _number(item.target_ms, "no target"),
+            _change(item.target_ms, item.measured_ms),
+            _number(item.correction, "not recorded"),
+        )
+        for item in run.closed_loop
+    )
+    header = (
+        "Round",
+        "Predicted ms",
+        "Measured ms",
+        "95 % interval (ms)",
+        "Target ms",
+        "Against target",
+        "Correction",
+    )
+    rounds = Table("Round, measure, correct the model, round again", header, rows)
+    return Section("rounds", "Closed-loop rounds", (parts.table(rounds),))
+
+
+def _search_section(run: RunRecord) -> Section | Absent:
+    steps = run.log.steps
+    drawable = any(
+        step.loss is not None or step.validation_loss is not None or step.keep_ratios or step.costs
+        for step in steps
+    )
+    if not drawable:
+        return "Search history: log.jsonl has no search_step events."
+    thinned = f" Lines show at most {figures.MAX_POINTS} of them, evenly spaced."
+    caption = f"{len(steps)} logged steps of the search." + (
+        thinned if len(steps) > figures.MAX_POINTS else ""
+    )
+    names = [group.name for group in run.groups]
+    drawing = figures.search_drawing(steps, names)
+    return Section("search", "Search history", (parts.figure(drawing, caption),))
+
+
+def _training_section(run: RunRecord) -> Section | Absent:
+    epochs = [e for e in run.log.epochs if e.train_loss is not None or e.accuracy is not None]
+    if not epochs:
+        return "Training history: log.jsonl has no epoch events."
+    stages = ", ".join(dict.fromkeys(epoch.stage for epoch in epochs))
+    caption = f"{len(epochs)} epochs; stages in order: {stages}."
+    lines = [(e.stage, e.epoch, e.train_loss, e.accuracy) for e in epochs]
+    numbers = _csv(("stage", "epoch", "train_loss", "accuracy"), lines)
+    drawing = figures.training_drawing(epochs)
+    return Section("training", "Training history", (parts.figure(drawing, caption, numbers),))
+
+
+def _time_section(run: RunRecord) -> Section | Absent:
+    known = [value for _, value in run.seconds if value is not None]
+    if not known:
+        return "Time spent: seconds is not in result.json, or holds no number."
+    rows = tuple(
+        (
+            Cell(stage, stage),
+            no_cell("not recorded") if value is None else number_cell(show_seconds(value), value),
+        )
+        for stage, value in run.seconds
+    )
+    name = "total" if len(known) == len(rows) else "total of those recorded"
+    total = (Cell(name, name), number_cell(show_seconds(sum(known)), sum(known)))
+    content = Table(
+        "Wall-clock time by stage", ("Stage", "Time"), (*rows, total), frozenset({len(rows)}), True
+    )
+    return Section("time", "Time spent", (parts.table(content),))
+
+
+def _table_section(run: RunRecord) -> Section | Absent:
+    use = run.table
+    if use is None:
+        return "Latency table: table is not in result.json."
+    counts = [
+        f"{show_number(value)} {label}"
+        for value, label in (
+            (use.entries, "entries"),
+            (use.measured, "measured in this run"),
+            (use.reused, "reused"),
+        )
+        if value is not None
+    ]
+    listed = ": " + ", ".join(counts) if counts else ""
+    said = f"{use.path or '(path not recorded)'}{listed}."
+    return Section("table", "Latency table", (parts.text(said),))
+
+
+def _warning_section(run: RunRecord) -> Section | Absent:
+    if run.warnings is None:
+        return "Warnings: warnings is not in result.json and log.jsonl has none."
+    if not run.warnings:
+        return Section("warnings", "Warnings", (parts.text("The run recorded none."),))
+    warnings = parts.notes(run.warnings, "notes warnings")
+    return Section("warnings", f"Warnings ({len(run.warnings)})", (warnings,))
+
+
+def _environment_section(run: RunRecord) -> Section | Absent:
+    if not run.environment:
+        return "Environment: environment is not in result.json."
+    rows = tuple((Cell(key, key), Cell(value, value)) for key, value in run.environment)
+    content = Table("Environment of the run", ("Key", "Value"), rows, is_facts=True)
+    body = parts.details(f"{len(rows)} entries", parts.table(content))
+    return Section("environment", "Environment", (body,))
+
+
+def _config_section(run: RunRecord) -> Section | Absent:
+    if run.config_text is None:
+        return "Configuration: config.yaml is not in the run folder."
+    shown = parts.preformatted(run.config_text, "config.yaml")
+    return Section("config", "Resolved configuration", (parts.details("config.yaml", shown),))
+
+
+def _left_out_section(left_out: Sequence[str], problems: Sequence[str]) -> Section:
+    body = []
+    if left_out:
+        body.append(parts.notes(left_out))
+    if problems:
+        body += [parts.text("Values that could not be read:"), parts.notes(problems)]
+    return Section("left-out", "Not in this report", tuple(body))
+
+
+def _number(value: float | None, absent: str = "", is_key: bool = False) -> Cell:
+    return no_cell(absent) if value is None else number_cell(show_number(value), value, is_key)
+
+
+def _change(
+    before: float | None,
+    after: float | None,
+    show: Callable[[float, float], str] = show_change,
+) -> Cell:
+    """The change as ``show`` writes it; the relative change, as a fraction, in the CSV."""
+    if not before or after is None:
+        return no_cell()
+    return Cell(show(before, after), repr(after / before - 1), "number")
+
+
+def _interval(interval: Interval | None) -> Cell:
+    if interval is None:
+        return no_cell("not recorded")
+    return Cell(show_interval(interval), f"{interval[0]!r} to {interval[1]!r}", "number")
+
+
+def _shape(shape: tuple[float | None, float | None]) -> Cell:
+    known = " → ".join("?" if width is None else f"{width:g}" for width in shape)
+    return no_cell("not recorded") if shape == (None, None) else Cell(known, known)
+
+
+def _plain(value: float | None) -> str:
+    return "?" if value is None else f"{value:g}"
+
+
+def _csv(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([header, *lines])
+    return out.getvalue()

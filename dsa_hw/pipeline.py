@@ -1,0 +1,611 @@
+"""The whole way behind ``python -m dsa_hw.prune``: each stage hands plain data to the next."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dsa_hw.budgets import (
+    Budget,
+    FlopsBudget,
+    LatencyBudget,
+    ParamsBudget,
+    count,
+    flops_budget,
+    params_budget,
+)
+from dsa_hw.choices import merged_choices
+from dsa_hw.closed_loop import Allocation, LoopRound, Measure, Timed, allocate
+from dsa_hw.config import DeviceConfig, ModelConfig, PruneConfig
+from dsa_hw.console import Progress
+from dsa_hw.coupling import find_coupling
+from dsa_hw.data import DataSplits, load_data
+from dsa_hw.deployed import DeployedGraph, export_onnx
+from dsa_hw.errors import InfeasibleBudget, UserError
+from dsa_hw.html_report import write_run_report
+from dsa_hw.importance import AtomImportance
+from dsa_hw.masks import ChannelMasks
+from dsa_hw.models import default_input_shape, resolve_model
+from dsa_hw.profiling import ProfiledNetwork, profile_network
+from dsa_hw.rounding import kept_importance
+from dsa_hw.run_folder import ONNX_FILE, RESULT_FILE, RunFolder, Stopwatch
+from dsa_hw.search import BudgetRequest, DSAPruner, outputs_of
+from dsa_hw.surgery import Keep, keep_most_important, remove_channels, save_pruned
+from dsa_hw.training import Stage, Trainer
+from dsa_hw.validation import export_checked, loop_measure, resolve_target, time_networks
+from profilers.backends import Backend, open_backend
+from profilers.collect import nominal_reference_ms
+from profilers.table import LatencyTable, default_path
+from profilers.timing import Measurement, ratio
+
+TABLE_FOLDER = Path("latency_tables")
+MET = (0.98, 1.0)
+"""The target is met when the interval of measured / target reaches into this range."""
+
+
+# -- shared with the other commands ------------------------------------------------------------
+
+
+def configured_backend(config: DeviceConfig) -> Backend:
+    """The backend a configuration asks for."""
+    return open_backend(
+        config.device,
+        backend=config.backend,
+        precision=config.precision,
+        batch_size=config.batch_size,
+        threads=config.threads,
+    )
+
+
+def configured_table(config: DeviceConfig, backend: Backend) -> LatencyTable:
+    """The table a configuration asks for, ready for more measurements.
+
+    Raises:
+        TableError: its file cannot be read, or it was measured under other conditions.
+        UserError: its folder cannot be written.
+    """
+    provenance = backend.provenance()
+    path = Path(config.table) if config.table else default_path(provenance, TABLE_FOLDER)
+    if path.exists():
+        return LatencyTable.open(path, provenance, allow=config.allow_mismatch)
+    from importlib.metadata import version
+
+    header = provenance | {
+        "reference_ms": nominal_reference_ms(backend),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "dsa_hw_version": version("dsa-hw"),
+        "layers_timed": "as inside a network: batch-norm folded, activation fused, no reorders",
+    }
+    try:
+        return LatencyTable.open(path, header)
+    except OSError as error:
+        raise UserError(f"cannot write the latency table {path}: {error.strerror}") from error
+
+
+def build_model(config: ModelConfig, num_classes: int | None = None) -> nn.Module:
+    """The configured network with freshly seeded (or given) weights."""
+    torch.manual_seed(config.seed)
+    pretrained = isinstance(config, PruneConfig) and config.pretrained
+    model = resolve_model(config.model, num_classes=num_classes, pretrained=pretrained)
+    if isinstance(config, PruneConfig) and config.weights:
+        from safetensors.torch import load_file
+
+        if not Path(config.weights).is_file():
+            raise UserError(f"no weights file at {config.weights}")
+        try:
+            model.load_state_dict(load_file(config.weights))
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{config.weights} does not fit {config.model}: {str(error).splitlines()[0]}"
+            ) from error
+    return model
+
+
+def example_for(config: ModelConfig, shape: tuple[int, int, int] | None = None) -> torch.Tensor:
+    """(N, C, H, W) input at the deployment batch size, seeded noise."""
+    own = config.input_shape or shape or default_input_shape(config.model)
+    if len(own) != 3:
+        raise UserError(f"input-shape is {own}; expected channels, height and width")
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(config.batch_size, *own, generator=generator)
+
+
+# -- the run -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The network to prune, as everything after it sees it."""
+
+    model: nn.Module
+    example: torch.Tensor
+    graph: DeployedGraph
+    data: DataSplits | None
+
+
+@dataclass(frozen=True)
+class Small:
+    """What the allocation and the surgery made."""
+
+    model: nn.Module
+    keep: Keep
+    widths: list[int]
+    keep_ratios: list[float]
+    masked_vs_pruned_max_abs: float
+    predicted_ms: float | None
+    rounds: list[dict[str, Any]]
+
+
+def prune(config: PruneConfig, progress: Progress) -> dict[str, Any]:
+    """Run (or go on with) everything; returns the content of ``result.json``.
+
+    Raises:
+        UserError: the configuration cannot be carried out; nothing was written over.
+    """
+    folder = RunFolder.check(config.out, config)
+    if (done := folder.read_json(RESULT_FILE)) is not None:
+        progress.say(f"{folder.path} is finished already; this is its result")
+        return done
+    dense = load_dense(config)
+    backend = configured_backend(config)
+    started = time.perf_counter()
+    table = configured_table(config, backend)
+    progress.say(f"latency table: {table.path}")
+    profiled = profile_network(
+        dense.graph, backend, table, networks=config.calibration_networks, rounds=config.rounds,
+        seed=config.seed, on_progress=progress,
+    )  # fmt: skip
+    target_ms = check_target(config, profiled)
+    folder.start(config)
+    run = _Run(config, folder, dense, backend, table, profiled, target_ms, progress)
+    run.watch.seconds["profile"] = round(
+        run.watch.seconds.get("profile", 0.0) + time.perf_counter() - started, 2
+    )
+    return run.finish()
+
+
+def load_dense(config: PruneConfig) -> Dense:
+    """Model, data (unless planning) and deployed graph."""
+    data = None
+    if config.epochs:
+        root = Path(config.data_root) if config.data_root else None
+        shape = config.input_shape
+        data = load_data(
+            config.data, root, seed=0,
+            input_shape=None if shape is None else (shape[0], shape[1], shape[2]),
+        )  # fmt: skip
+    model = build_model(config, data.num_classes if data else None)
+    example = example_for(config, data.input_shape if data else None)
+    try:
+        outputs_of(model, example)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{config.model} does not run on inputs of shape {tuple(example.shape)}: {error}"
+        ) from error
+    coupling = find_coupling(model, example, config.exclude)
+    graph = DeployedGraph(export_onnx(model, example), coupling, config.precision)
+    return Dense(model, example, graph, data)
+
+
+def check_target(config: PruneConfig, profiled: ProfiledNetwork) -> float | None:
+    """The latency target in ms as it looks before anything is pruned; None without one.
+
+    Raises:
+        UserError: it is at or above the dense latency.
+        InfeasibleBudget: it is below the least this network can have.
+    """
+    if "latency" not in config.budget:
+        return None
+    latency = profiled.latency
+    dense_ms = _staircase_ms(profiled, latency.choices.dense)
+    least_ms = _staircase_ms(profiled, latency.choices.least)
+    target_ms = resolve_target(config.target_ms, config.target_ratio, dense_ms)
+    if target_ms >= dense_ms:
+        raise UserError(
+            f"the target of {target_ms:.4g} ms is not below the dense network's latency here, "
+            f"{dense_ms:.4g} ms: there is nothing to prune"
+        )
+    if target_ms < least_ms:
+        raise InfeasibleBudget(
+            f"the target of {target_ms:.4g} ms cannot be reached: the least that {config.model} "
+            f"can have here is {least_ms:.4g} ms ({least_ms / dense_ms:.2f} of its dense "
+            f"{dense_ms:.4g} ms), with every group at its smallest width"
+        )
+    return target_ms
+
+
+def _staircase_ms(profiled: ProfiledNetwork, widths: np.ndarray) -> float:
+    model = profiled.latency.model
+    return float(model.staircase_ms(torch.as_tensor(widths, dtype=torch.float32)))
+
+
+class _Run:
+    """One run's stages; each is skipped when the folder has its outcome."""
+
+    def __init__(
+        self,
+        config: PruneConfig,
+        folder: RunFolder,
+        dense: Dense,
+        backend: Backend,
+        table: LatencyTable,
+        profiled: ProfiledNetwork,
+        target_ms: float | None,
+        progress: Progress,
+    ) -> None:
+        self.config, self.folder, self.dense = config, folder, dense
+        self.backend, self.table, self.profiled = backend, table, profiled
+        self.target_ms, self.progress = target_ms, progress
+        self.watch = Stopwatch(folder)
+        self.trainer = (
+            Trainer(config, dense.data, folder, progress) if dense.data is not None else None
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """All stages."""
+        dense_accuracy = self._dense_accuracy()
+        small = self._load_small() or self._make_small()
+        accuracy = self._finetune(small.model)
+        small.model.cpu().to(memory_format=torch.contiguous_format)  # pyright: ignore
+        with self.watch.measure("validate"):
+            measured, onnx_difference = self._validate(small.model)
+            save_pruned(
+                self.folder.path, small.model, self.dense.graph.coupling, small.keep,
+                self.dense.example, self.config.exclude,
+            )  # fmt: skip
+        result = self._result(small, measured, dense_accuracy, accuracy, onnx_difference)
+        self.folder.write_json(RESULT_FILE, result)
+        write_run_report(self.folder.path)
+        return result
+
+    # -- accuracy of the dense network -----------------------------------------------------
+
+    def _dense_accuracy(self) -> float | None:
+        config, trainer = self.config, self.trainer
+        if trainer is None:
+            return None
+        if config.train_dense:
+            with self.watch.measure("dense"):
+                model = trainer.prepare(build_model(config, self._classes()))
+                steps = config.epochs * trainer.steps(searching=False)
+                trainer.train(model, Stage("dense", config.epochs, 0, steps))
+                return trainer.accuracy(model)
+        if config.pretrained or config.weights:
+            with self.watch.measure("dense"):
+                return trainer.accuracy(trainer.prepare(self.dense.model))
+        return None
+
+    def _classes(self) -> int | None:
+        return self.dense.data.num_classes if self.dense.data else None
+
+    # -- the small network -----------------------------------------------------------------
+
+    def _requests(self) -> list[BudgetRequest]:
+        config = self.config
+        step = max(self.profiled.latency.steps.values())
+        requests: list[BudgetRequest] = []
+        for name in dict.fromkeys(config.budget):
+            if name == "latency":
+                assert self.target_ms is not None
+                requests.append(LatencyBudget(self.table, self.target_ms))
+            elif name == "flops":
+                assert config.flops_ratio is not None
+                requests.append(FlopsBudget(config.flops_ratio, step))
+            else:
+                assert config.params_ratio is not None
+                requests.append(ParamsBudget(config.params_ratio, step))
+        return requests
+
+    def _measure(self) -> Measure | None:
+        config = self.config
+        if self.target_ms is None:
+            return None
+        inner = loop_measure(
+            self.dense.graph, self.backend,
+            target_ms=config.target_ms, target_ratio=config.target_ratio,
+        )  # fmt: skip
+
+        def measure(widths: np.ndarray) -> Timed:
+            with self.watch.measure("validate"):
+                timed = inner(widths)
+            self.progress.say(
+                f"closed loop: measured {timed.measured_ms:.4g} ms of {timed.target_ms:.4g} ms"
+            )
+            return timed
+
+        return measure
+
+    def _make_small(self) -> Small:
+        small = self._search() if self.trainer is not None else self._plan()
+        self.folder.save_checkpoint(
+            "pruned",
+            {
+                "model": small.model.state_dict(),
+                "keep": [torch.as_tensor(k) for k in small.keep],
+                "keep_ratios": small.keep_ratios,
+                "masked_vs_pruned_max_abs": small.masked_vs_pruned_max_abs,
+                "predicted_ms": small.predicted_ms,
+                "rounds": small.rounds,
+            },
+        )
+        return small
+
+    def _load_small(self) -> Small | None:
+        state = self.folder.load_checkpoint("pruned")
+        if state is None:
+            return None
+        coupling = self.dense.graph.coupling
+        keep = [k.numpy() for k in state["keep"]]
+        model = remove_channels(self.dense.model, coupling, keep)
+        model.load_state_dict(state["model"])
+        widths = [int(k.sum()) * g.atom_channels for k, g in zip(keep, coupling.groups,
+                                                                 strict=True)]  # fmt: skip
+        return Small(
+            model, keep, widths, state["keep_ratios"], state["masked_vs_pruned_max_abs"],
+            state["predicted_ms"], state["rounds"],
+        )  # fmt: skip
+
+    def _plan(self) -> Small:
+        """Allocate from the given weights' importance alone."""
+        model, example, graph = self.dense.model, self.dense.example, self.dense.graph
+        bound = [request.bind(graph) for request in self._requests()]
+        choices = merged_choices([c for _, c in bound])
+        scores = AtomImportance(model, graph.coupling, self.config.importance)().cpu().numpy()
+        groups = graph.coupling.groups
+        atoms = [scores[i, : g.atoms] for i, g in enumerate(groups)]
+        values = kept_importance(choices, atoms, [len(g.layers) for g in groups])
+        with self.watch.measure("search"):
+            budgets: list[Budget] = [b for b, _ in bound]
+            allocation = allocate(choices, values, budgets, self._measure())
+        keep = keep_most_important(graph.coupling, allocation.widths, atoms)
+        small = remove_channels(model, graph.coupling, keep)
+        difference = _masked_difference(model, small, graph, keep, example)
+        ratios = (allocation.widths / choices.dense).tolist()
+        return _small(small, allocation, keep, ratios, difference)
+
+    def _search(self) -> Small:
+        """Train with DSA, then round and remove."""
+        config, trainer = self.config, self.trainer
+        assert trainer is not None
+        model = trainer.prepare(build_model(config, self._classes()))
+        per_epoch = trainer.steps(searching=True)
+        steps = config.search_epochs * per_epoch
+        pruner = DSAPruner(
+            model, self.dense.example.to(trainer.device), self._requests(), steps,
+            importance=config.importance, exclude=config.exclude, seed=config.seed,
+            on_event=self.folder.log,
+        )  # fmt: skip
+        validation_loss = trainer.validation_loss(model)
+        with self.watch.measure("search"):
+            trainer.train(
+                model,
+                Stage("search", config.search_epochs, 0, self._all_steps()),
+                searching=True,
+                after_step=lambda: pruner.step(validation_loss),
+                extra_state=pruner.state_dict,
+                load_extra=pruner.load_state_dict,
+            )
+        found = pruner.finish_with_report(self._measure())
+        return _small(
+            found.model, found.allocation, found.keep, found.keep_ratios.tolist(),
+            found.masked_vs_pruned_max_abs,
+        )  # fmt: skip
+
+    def _all_steps(self) -> int:
+        config, trainer = self.config, self.trainer
+        assert trainer is not None
+        return config.search_epochs * trainer.steps(
+            searching=True
+        ) + config.resolved_finetune_epochs * trainer.steps(searching=False)
+
+    def _finetune(self, small: nn.Module) -> float | None:
+        config, trainer = self.config, self.trainer
+        if trainer is None:
+            return None
+        trainer.prepare(small)
+        first = config.search_epochs * trainer.steps(searching=True)
+        stage = Stage("finetune", config.resolved_finetune_epochs, first, self._all_steps())
+        with self.watch.measure("finetune"):
+            trainer.train(small, stage)
+            return trainer.accuracy(small)
+
+    # -- proof -----------------------------------------------------------------------------
+
+    def _validate(self, small: nn.Module) -> tuple[dict[str, Measurement], float]:
+        self.progress.say("exporting, checking and timing the pruned network")
+        path = self.folder.path / ONNX_FILE
+        difference = export_checked(small, self.dense.example, path, self.backend)
+        dense_path = self.folder.path / "checkpoints" / "dense.onnx"
+        dense_path.parent.mkdir(exist_ok=True)
+        export_checked(self.dense.model.cpu(), self.dense.example, dense_path, self.backend)
+        measured = time_networks(
+            self.backend, {"dense": dense_path, "pruned": path}, half_width_pct=0.5,
+            time_limit_s=45.0,
+        )  # fmt: skip
+        dense_path.unlink()
+        return measured, difference
+
+    def _result(
+        self,
+        small: Small,
+        measured: dict[str, Measurement],
+        dense_accuracy: float | None,
+        accuracy: float | None,
+        onnx_difference: float,
+    ) -> dict[str, Any]:
+        config, graph = self.config, self.dense.graph
+        dense, pruned = measured["dense"], measured["pruned"]
+        target_ms = None
+        use: tuple[float, float] | None = None
+        if self.target_ms is not None:
+            target_ms = resolve_target(config.target_ms, config.target_ratio, dense.median_ms)
+            low, high = pruned.ci95_ms
+            use = (low / target_ms, high / target_ms)
+            if config.target_ratio is not None:
+                _, (low, high) = ratio(pruned, dense)
+                use = (low / config.target_ratio, high / config.target_ratio)
+        met = use is None or (use[0] <= MET[1] and use[1] >= MET[0])
+        predicted = small.predicted_ms
+        if predicted is None:
+            predicted = _staircase_ms(self.profiled, np.array(small.widths))
+        flops, params = flops_budget(graph, 1.0), params_budget(graph, 1.0)
+        provenance = self.table.provenance
+        warnings = [w for m in measured.values() if (w := m.warning)] + _logged_warnings(
+            self.folder
+        )
+        return {
+            "model": config.model,
+            "data": config.data if self.trainer else None,
+            "seed": config.seed,
+            "epochs": config.epochs,
+            "target_ms": target_ms,
+            "target_ratio": config.target_ratio,
+            "met": met,
+            "statistic": "median",
+            "device": provenance["device"],
+            "backend": provenance["runtime"],
+            "precision": provenance["precision"],
+            "batch_size": provenance["batch_size"],
+            "threads": provenance["threads"],
+            "dense": {
+                "measured_ms": dense.median_ms,
+                "ci95_ms": list(dense.ci95_ms),
+                "accuracy": dense_accuracy,
+                "flops": count(flops, graph.dense_widths),
+                "params": count(params, graph.dense_widths),
+            },
+            "pruned": {
+                "predicted_ms": predicted,
+                "measured_ms": pruned.median_ms,
+                "ci95_ms": list(pruned.ci95_ms),
+                "accuracy": accuracy,
+                "flops": count(flops, small.widths),
+                "params": count(params, small.widths),
+                "masked_vs_pruned_max_abs": small.masked_vs_pruned_max_abs,
+                "torch_vs_onnx_max_rel": onnx_difference,
+            },
+            "ratio": dict(zip(("measured", "ci95"), ratio(pruned, dense), strict=True)),
+            "seconds": {
+                name: self.watch.seconds.get(name, 0.0)
+                for name in ("profile", "dense", "search", "finetune", "validate")
+            },
+            "closed_loop": small.rounds,
+            "groups": self._groups(small),
+            "layers": self._layers(small),
+            "calibration": self._calibration(),
+            "table": {
+                "path": str(self.table.path),
+                "entries": len(self.table.rounds),
+                "measured": self.profiled.collected.measured,
+                "reused": self.profiled.collected.reused,
+                "unstable": self.profiled.collected.unstable,
+            },
+            "environment": dict(provenance) | {"torch": torch.__version__},
+            "warnings": warnings,
+        }
+
+    def _groups(self, small: Small) -> list[dict[str, Any]]:
+        rows = zip(
+            self.dense.graph.coupling.groups, small.widths, self.profiled.latency.choices.steps,
+            small.keep_ratios, strict=True,
+        )  # fmt: skip
+        return [
+            {
+                "name": group.name, "dense_width": group.dense_width, "width": width,
+                "step": step, "keep_ratio": keep_ratio, "members": list(group.layers),
+                "frozen": group.frozen,
+            }
+            for group, width, step, keep_ratio in rows
+        ]  # fmt: skip
+
+    def _layers(self, small: Small) -> list[dict[str, Any]]:
+        model, graph = self.profiled.latency.model, self.dense.graph
+        both = torch.tensor([graph.dense_widths, small.widths], dtype=torch.float32)
+        before, after = model.layer_ms(both, staircase=True).tolist()
+        return [
+            {
+                "name": layer.name, "op": str(layer.spec),
+                "cin_dense": round(layer.cin(graph.dense_widths)),
+                "cout_dense": round(layer.cout(graph.dense_widths)),
+                "cin": round(layer.cin(small.widths)), "cout": round(layer.cout(small.widths)),
+                "dense_ms": old, "pruned_ms": new,
+            }
+            for layer, old, new in zip(graph.layers, before, after, strict=True)
+        ]  # fmt: skip
+
+    def _calibration(self) -> dict[str, Any]:
+        calibration = self.profiled.latency.calibration
+        return {
+            "networks": [
+                {
+                    "predicted_ms": p.predicted_ms, "measured_ms": p.measured_ms,
+                    "ci95_ms": list(p.ci95_ms), "held_out": True,
+                }
+                for p in calibration.points
+            ],
+            "heldout_mape_pct": calibration.heldout_mape_pct,
+            "heldout_max_pct": calibration.heldout_max_pct,
+            "constant_ms": calibration.coefficients.constant_ms,
+            "scales": dict(calibration.coefficients.scales),
+            "rates_ms": dict(calibration.coefficients.rates_ms),
+        }  # fmt: skip
+
+
+def _small(
+    model: nn.Module, allocation: Allocation, keep: Keep, ratios: list[float], difference: float
+) -> Small:
+    chosen = allocation.chosen
+    return Small(
+        model=model,
+        keep=keep,
+        widths=[int(w) for w in allocation.widths],
+        keep_ratios=[float(r) for r in ratios],
+        masked_vs_pruned_max_abs=difference,
+        predicted_ms=chosen.predicted_ms if chosen else None,
+        rounds=[_round_record(i, r) for i, r in enumerate(allocation.rounds, start=1)],
+    )
+
+
+def _round_record(number: int, turn: LoopRound) -> dict[str, Any]:
+    return {
+        "round": number,
+        "predicted_ms": turn.predicted_ms,
+        "measured_ms": turn.timed.measured_ms,
+        "ci95_ms": list(turn.timed.ci95_ms),
+        "target_ms": turn.timed.target_ms,
+        "correction": turn.correction,
+    }
+
+
+def _masked_difference(
+    model: nn.Module, small: nn.Module, graph: DeployedGraph, keep: Keep, example: torch.Tensor
+) -> float:
+    """Largest difference between the masked dense network and the pruned one."""
+    masks = ChannelMasks(model, graph.coupling, example)
+    size = max(g.atoms for g in graph.coupling.groups)
+    stacked = torch.zeros(len(keep), size)
+    for row, kept in zip(stacked, keep, strict=True):
+        row[: len(kept)] = torch.as_tensor(kept)
+    masks.set(stacked)
+    try:
+        masked = outputs_of(model, example)
+    finally:
+        masks.remove()
+    return float((masked - outputs_of(small, example)).abs().max())
+
+
+def _logged_warnings(folder: RunFolder) -> list[str]:
+    import json
+
+    path = folder.path / "log.jsonl"
+    if not path.exists():
+        return []
+    events = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [e["message"] for e in events if e["event"] == "warning"]

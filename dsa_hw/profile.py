@@ -1,0 +1,48 @@
+"""``python -m dsa_hw.profile``: measure a network's latency table on a device."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from dsa_hw.cli import run_command
+from dsa_hw.config import ProfileConfig
+
+
+def _run(config: ProfileConfig) -> int:
+    from dsa_hw.console import Progress
+    from dsa_hw.coupling import find_coupling
+    from dsa_hw.deployed import DeployedGraph, export_onnx
+    from dsa_hw.pipeline import build_model, configured_backend, configured_table, example_for
+    from dsa_hw.profiling import profile_network
+
+    progress = Progress()
+    backend = configured_backend(config)
+    progress.say(f"measuring with {backend.name} on {backend.provenance()['device']}")
+    model, example = build_model(config), example_for(config)
+    graph = DeployedGraph(export_onnx(model, example), find_coupling(model, example))
+    table = configured_table(config, backend)
+    profiled = profile_network(
+        graph, backend, table, networks=config.calibration_networks, rounds=config.rounds,
+        seed=config.seed, on_progress=progress,
+    )  # fmt: skip
+    collected, calibration = profiled.collected, profiled.latency.calibration
+    steps = ", ".join(f"{kind} {step}" for kind, step in profiled.latency.steps.items())
+    print(
+        f"measured {collected.measured} entries in {collected.seconds:.0f} s, "
+        f"reused {collected.reused}, unstable {collected.unstable}\n"
+        f"steps in channels: {steps}\n"
+        f"held-out prediction error on {len(calibration.points)} whole networks: "
+        f"{calibration.heldout_mape_pct:.2f}% mean, {calibration.heldout_max_pct:.2f}% max\n"
+        f"table: {table.path} ({len(table.rounds)} entries)"
+    )
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command("profile", ProfileConfig, _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""From a network and a backend to a calibrated latency model: measure what the table lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dsa_hw.calibration import Calibration, calibrate
+from dsa_hw.choices import WidthChoices, width_choices
+from dsa_hw.deployed import DeployedGraph
+from dsa_hw.latency_model import LatencyModel, table_requests
+from profilers.backends import Backend
+from profilers.collect import Collected, Request, collect
+from profilers.errors import MissingMeasurement
+from profilers.steps import find_step, representatives, sweep_keys, sweep_requests
+from profilers.table import LatencyTable, NetworkKey
+
+Progress = Callable[[str, int, int], None]
+"""(what, done, planned)"""
+
+
+LEAST_NETWORKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CalibratedModel:
+    """A network's latency model on a device, with how far to trust it.
+
+    Args:
+        steps: of the staircase, by kind of layer.
+    """
+
+    model: LatencyModel
+    calibration: Calibration
+    choices: WidthChoices
+    steps: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ProfiledNetwork:
+    """A latency model, and what it cost to get."""
+
+    latency: CalibratedModel
+    collected: Collected
+
+
+def profile_network(
+    graph: DeployedGraph,
+    backend: Backend,
+    table: LatencyTable,
+    *,
+    networks: int = 24,
+    rounds: int = 3,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+) -> ProfiledNetwork:
+    """Measure steps, layers and whole networks where the table lacks them, and calibrate.
+
+    Args:
+        networks: whole networks of random widths for calibration, the dense one included.
+        rounds: of each measurement.
+    """
+
+    def measure(what: str, requests: list[Request]) -> Collected:
+        report = (lambda done, planned: on_progress(what, done, planned)) if on_progress else None
+        return collect(table, backend, requests, rounds=rounds, seed=seed, on_progress=report)
+
+    specs = [layer.spec for layer in graph.layers]
+    parts = [measure("steps", sweep_requests(specs))]
+    steps = {kind: find_step(table, spec) for kind, spec in representatives(specs).items()}
+    choices = width_choices(graph, steps)
+    parts.append(measure("layers", table_requests(graph, choices, steps)))
+    keys = calibration_networks(graph, choices, networks, seed)
+    parts.append(
+        measure("networks", [Request(k, lambda w=k.widths: graph.resized(w)) for k in keys])
+    )
+    return ProfiledNetwork(latency_model(graph, table), _sum(parts))
+
+
+def latency_model(graph: DeployedGraph, table: LatencyTable) -> CalibratedModel:
+    """The calibrated latency model of a network that has been profiled into ``table``.
+
+    Raises:
+        MissingMeasurement: it has not, or not all of it; says what is missing.
+    """
+    chosen = representatives(layer.spec for layer in graph.layers)
+    for spec in chosen.values():
+        if any(key not in table for key in sweep_keys(spec)):
+            raise MissingMeasurement(
+                f"the steps of {spec} have not been measured in {table.path}; "
+                "run python -m dsa_hw.profile with this model and --table"
+            )
+    steps = {kind: find_step(table, spec) for kind, spec in chosen.items()}
+    choices = width_choices(graph, steps)
+    model = LatencyModel(graph, table, choices, steps)
+    networks = [key for key in table.networks() if key.network == graph.digest]
+    if len(networks) < LEAST_NETWORKS:
+        raise MissingMeasurement(
+            f"{table.path} has {len(networks)} whole networks of this model, too few to calibrate "
+            f"({LEAST_NETWORKS}); run python -m dsa_hw.profile with this model and --table"
+        )
+    calibration = calibrate(model, table, networks)
+    calibrated = model.with_coefficients(calibration.coefficients)
+    return CalibratedModel(calibrated, calibration, choices, steps)
+
+
+def calibration_networks(
+    graph: DeployedGraph, choices: WidthChoices, count: int, seed: int
+) -> list[NetworkKey]:
+    """The dense network and ``count - 1`` of random widths on steps (fewer if fewer exist)."""
+    rng = np.random.default_rng(seed)
+    found = {tuple(int(w) for w in choices.dense): None}
+    for _ in range(20 * count):
+        if len(found) == count:
+            break
+        found[choices.random(rng)] = None
+    return [NetworkKey(graph.digest, widths) for widths in found]
+
+
+def _sum(parts: list[Collected]) -> Collected:
+    return Collected(
+        measured=sum(p.measured for p in parts),
+        reused=sum(p.reused for p in parts),
+        unstable=sum(p.unstable for p in parts),
+        seconds=sum(p.seconds for p in parts),
+    )

@@ -1,0 +1,26 @@
+"""``python -m dsa_hw.prune``: a network and a target in, a measured smaller network out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from dsa_hw.cli import run_command
+from dsa_hw.config import PruneConfig
+
+
+def _run(config: PruneConfig) -> int:
+    from dsa_hw.console import Progress, print_result
+    from dsa_hw.pipeline import prune
+
+    print_result(prune(config, Progress()), config.out)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command("prune", PruneConfig, _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

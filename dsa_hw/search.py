@@ -1,0 +1,408 @@
+"""DSA's search: keep ratios learned by gradient, end to end, under budgets.
+
+Ning et al., ECCV 2020, arXiv:2004.02164: weights are trained on the training data under sampled
+masks, keep ratios on validation data through the differentiable pruning process (``dpp``), and
+the budget is held by a Lagrangian. Where this differs from the paper, and why:
+
+- Masks wait until the loss has started to fall; from random weights they would only be noise.
+- The budget's target is lowered linearly, from the network's own cost to the target, and held by
+  an augmented Lagrangian (the paper splits by ADMM).
+- beta2 rises exponentially, in units of the spread of log importance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dsa_hw.budgets import Budget
+from dsa_hw.choices import WidthChoices, merged_choices
+from dsa_hw.closed_loop import Allocation, Measure, allocate
+from dsa_hw.coupling import find_coupling
+from dsa_hw.deployed import DeployedGraph, export_onnx
+from dsa_hw.dpp import keep_probabilities, sample_masks, standardized_inexactness
+from dsa_hw.importance import AtomImportance, Importance
+from dsa_hw.masks import ChannelMasks
+from dsa_hw.rounding import closeness
+from dsa_hw.surgery import Keep, keep_most_important, remove_channels
+
+Event = dict[str, Any]
+"""One line of the search's history; see ``DSAPruner._log``."""
+
+
+class BudgetRequest(Protocol):
+    """A budget before it knows the network."""
+
+    def bind(self, graph: DeployedGraph) -> tuple[Budget, WidthChoices]:
+        """The budget over this network's widths, and the widths that make sense under it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSettings:
+    """The schedule; the defaults need no tuning for a network or a dataset.
+
+    Args:
+        warmup: least and most of the steps without masks, as fractions; in between the search
+            begins as soon as the loss has fallen.
+        fallen: the loss has fallen when its average is at most this part of its first average.
+        beta2: inexactness at the start and at the end, in spreads of log importance.
+        budget_ramp: fraction of the search over which the target is lowered.
+        validation_every: steps between two moves of the keep ratios.
+        keep_ratio_lr: Adam's step for them.
+        penalty: quadratic weight of the augmented Lagrangian, on relative violations.
+        log_every: steps between two events of the history (each waits for the device once).
+    """
+
+    warmup: tuple[float, float] = (0.15, 0.5)
+    fallen: float = 0.9
+    beta2: tuple[float, float] = (2.0, 50.0)
+    budget_ramp: float = 0.6
+    validation_every: int = 4
+    keep_ratio_lr: float = 0.02
+    penalty: float = 5.0
+    log_every: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What a search ends with.
+
+    Args:
+        model: the smaller network.
+        allocation: its widths and what the budgets say of them.
+        keep: the atoms that stayed.
+        keep_ratios: (groups,) as learned, before rounding.
+        masked_vs_pruned_max_abs: largest difference between the masked and the pruned network's
+            outputs on the example inputs, in evaluation mode at float32.
+    """
+
+    model: nn.Module
+    allocation: Allocation
+    keep: Keep
+    keep_ratios: np.ndarray
+    masked_vs_pruned_max_abs: float
+
+
+class DSAPruner:
+    """Prunes a model while the user's own loop trains it.
+
+    Example:
+        >>> pruner = DSAPruner(model, example, budget, total_steps=1000)    # doctest: +SKIP
+        >>> for x, y in loader:                                              # doctest: +SKIP
+        ...     criterion(model(x), y).backward()
+        ...     optimizer.step(); optimizer.zero_grad()
+        ...     pruner.step(validation_loss=lambda: criterion(model(xv), yv))
+        >>> small = pruner.finish()                                          # doctest: +SKIP
+
+    Args:
+        model: trained in place; masks are live in it until ``finish``.
+        example_inputs: (N, C, H, W) on the model's device; N is the deployed batch size.
+        budgets: one or several; all of them are met.
+        total_steps: calls of ``step`` that the search will have.
+        importance: base importance of the pruning process.
+        exclude: patterns of module names whose channels all stay.
+        seed: of the sampled masks; the same on all processes.
+        on_event: receives the history (``log.jsonl`` of the command).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Tensor,
+        budgets: BudgetRequest | Sequence[BudgetRequest],
+        total_steps: int,
+        *,
+        settings: SearchSettings | None = None,
+        importance: Importance = "bn_scale",
+        exclude: Sequence[str] = (),
+        seed: int = 0,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.settings = settings or SearchSettings()
+        self.total_steps = total_steps
+        self._model, self._example = model, example_inputs
+        device = example_inputs.device
+        self.coupling = find_coupling(model, example_inputs, exclude)
+        self.graph = DeployedGraph(export_onnx(model, example_inputs), self.coupling)
+        requests = budgets if isinstance(budgets, Sequence) else [budgets]
+        bound = [request.bind(self.graph) for request in requests]
+        self.budgets = [budget.to(device) for budget, _ in bound]
+        self.choices = merged_choices([choices for _, choices in bound])
+        self._importance = AtomImportance(model, self.coupling, importance)
+        self._masks = ChannelMasks(model, self.coupling, example_inputs)
+        self._on_event = on_event or (lambda event: None)
+
+        groups = self.coupling.groups
+        self._dense = torch.tensor([float(g.dense_width) for g in groups], device=device)
+        least = torch.as_tensor(self.choices.least, dtype=torch.float32, device=device)
+        self._least = least / self._dense
+        self.keep_ratios = torch.ones(len(groups), device=device, requires_grad=True)
+        self._optimizer = torch.optim.Adam([self.keep_ratios], lr=self.settings.keep_ratio_lr)
+        self._multipliers = torch.zeros(len(self.budgets), device=device)
+        self._targets = torch.tensor([b.target for b in self.budgets], device=device)
+        self._first_costs = self._costs(self._dense).detach()
+        self._generator = torch.Generator(device=device).manual_seed(seed)
+        self._steps = 0
+        self._search_from: int | None = None
+        self._first_loss: float | None = None
+        self._recent = torch.zeros(2, device=device)  # sum and number of validation losses
+        self._last_loss = torch.zeros((), device=device)
+
+    # -- in the loop -------------------------------------------------------------------------
+
+    def step(self, validation_loss: Callable[[], Tensor]) -> None:
+        """Once after every optimizer step; moves the keep ratios and draws new masks.
+
+        Args:
+            validation_loss: runs the model on validation data and returns its scalar loss; called
+                at every ``validation_every``-th step.
+        """
+        self._steps += 1
+        turn = self._steps % self.settings.validation_every == 0
+        if self._search_from is None:
+            if turn:
+                with torch.no_grad(), _frozen_statistics(self._model):
+                    self._note_loss(validation_loss())
+            self._watch_loss()
+        elif turn:
+            self._move_keep_ratios(validation_loss)
+        if self._search_from is not None:
+            with torch.no_grad():
+                self._masks.set(sample_masks(self._probabilities(), self._generator))
+        if self._steps % self.settings.log_every == 0:
+            self._log()
+
+    @property
+    def searching(self) -> bool:
+        """Whether masks are live already."""
+        return self._search_from is not None
+
+    @property
+    def progress(self) -> float:
+        """How much of the search (without the warm-up) is done, in [0, 1]."""
+        if self._search_from is None:
+            return 0.0
+        length = max(1, self.total_steps - self._search_from)
+        return min(1.0, (self._steps - self._search_from) / length)
+
+    @property
+    def beta2(self) -> float:
+        """Inexactness now, in spreads of log importance."""
+        first, last = self.settings.beta2
+        return first * (last / first) ** self.progress
+
+    def current_targets(self) -> Tensor:
+        """(budgets,) the targets that hold now: lowered linearly from the dense network's cost."""
+        share = min(1.0, self.progress / self.settings.budget_ramp)
+        return torch.lerp(self._first_costs, self._targets, share)
+
+    def _probabilities(self) -> Tensor:
+        scores = self._importance().log()
+        present = self._importance.present
+        beta2 = standardized_inexactness(scores, present, self.beta2)
+        return keep_probabilities(self.keep_ratios, scores, present, beta2)
+
+    def _costs(self, widths: Tensor) -> Tensor:
+        return torch.stack([budget.cost(widths) for budget in self.budgets])
+
+    def _move_keep_ratios(self, validation_loss: Callable[[], Tensor]) -> None:
+        self._masks.set(sample_masks(self._probabilities(), self._generator))
+        with _frozen_statistics(self._model):
+            loss = validation_loss()
+        (loss_gradient,) = torch.autograd.grad(loss, self.keep_ratios)
+        self._note_loss(loss.detach())
+        violation = self._costs(self.keep_ratios * self._dense) / self.current_targets() - 1.0
+        pressure = (self._multipliers + self.settings.penalty * violation).clamp_min(0.0)
+        penalty = (pressure**2).sum() / (2.0 * self.settings.penalty)
+        (penalty_gradient,) = torch.autograd.grad(penalty, self.keep_ratios)
+        self.keep_ratios.grad = loss_gradient + penalty_gradient
+        self._optimizer.step()
+        with torch.no_grad():
+            self.keep_ratios.copy_(torch.clamp(self.keep_ratios, self._least, torch.ones(())))
+            self._multipliers.add_(violation.detach()).clamp_min_(0.0)
+
+    def _note_loss(self, loss: Tensor) -> None:
+        self._last_loss = loss.detach()
+        self._recent += torch.stack([loss.detach().float(), torch.ones_like(self._recent[1])])
+
+    def _watch_loss(self) -> None:
+        """Begin the search when the loss has started to fall, or at the latest allowed step."""
+        least, most = (round(f * self.total_steps) for f in self.settings.warmup)
+        window = max(self.settings.validation_every, least // 4 or 1)
+        if self._steps % window and self._steps < most:
+            return
+        total, count = self._recent.tolist()
+        if count == 0:
+            return
+        self._recent.zero_()
+        loss = total / count
+        if self._first_loss is None:
+            self._first_loss = loss
+        fallen = loss <= self.settings.fallen * self._first_loss
+        if self._steps >= most and not fallen:
+            self._warn(
+                f"the loss has not started to fall in {self._steps} steps ({self._first_loss:.3g} "
+                f"at the start, {loss:.3g} now); keep ratios will be learned from noise: train "
+                "longer, raise the learning rate, or start from a trained network"
+            )
+        if (self._steps >= least and fallen) or self._steps >= most:
+            self._search_from = self._steps
+
+    # -- history -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _log(self) -> None:
+        ratios = self.keep_ratios.tolist()
+        if not math.isfinite(float(self._last_loss)):
+            self._warn(f"the validation loss is {float(self._last_loss)} at step {self._steps}")
+        names = [b.name for b in self.budgets]
+        costs = self._costs(self.keep_ratios * self._dense).tolist()
+        self._on_event(
+            {
+                "event": "search_step",
+                "step": self._steps,
+                "phase": "search" if self.searching else "warmup",
+                "validation_loss": float(self._last_loss),
+                "inexactness_beta2": self.beta2 if self.searching else None,
+                "keep_ratios": [round(r, 5) for r in ratios],
+                "costs": dict(zip(names, costs, strict=True)),
+                "targets": dict(zip(names, self.current_targets().tolist(), strict=True)),
+            }
+        )
+
+    def _warn(self, message: str) -> None:
+        self._on_event({"event": "warning", "message": message})
+
+    def _warn_of_the_end(self, ratios: np.ndarray) -> None:
+        widths = torch.as_tensor(ratios, dtype=torch.float32, device=self._dense.device)
+        costs = self._costs(widths * self._dense).tolist()
+        for budget, cost in zip(self.budgets, costs, strict=True):
+            if cost > 1.05 * budget.target:
+                self._warn(
+                    f"the search ended at {cost:.4g} {budget.unit}, above its {budget.name} target "
+                    f"of {budget.target:.4g}; rounding takes the rest: search longer"
+                )
+        least = self._least.tolist()
+        movable = [g.frozen is None and floor < 1 for g, floor in
+                   zip(self.coupling.groups, least, strict=True)]  # fmt: skip
+        fallen = [
+            group.name
+            for group, ratio, floor, free in zip(
+                self.coupling.groups, ratios, least, movable, strict=True
+            )
+            if free and ratio <= floor + 1e-3
+        ]
+        if len(fallen) > max(1, sum(movable) // 2):
+            self._warn(
+                f"{len(fallen)} of {sum(movable)} groups ended at their smallest width "
+                f"({', '.join(fallen[:4])}, ...): the target may be too low for this network"
+            )
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def finish(self, measure: Measure | None = None) -> nn.Module:
+        """The smaller network; see ``finish_with_report`` for what else is known of it.
+
+        Args:
+            measure: times a network of given widths (``closed_loop.Measure``); without it the
+                budget is met as predicted.
+        """
+        return self.finish_with_report(measure).model
+
+    def finish_with_report(self, measure: Measure | None = None) -> Pruned:
+        """Round the keep ratios to widths at the budgets, and remove the channels.
+
+        Raises:
+            InfeasibleBudget: no allowed widths meet the budgets.
+        """
+        ratios = self.keep_ratios.detach().cpu().numpy().astype(float)
+        if not self.searching:
+            self._warn("the search never began: too few steps; keep ratios are all 1")
+        self._warn_of_the_end(ratios)
+        dense = np.array(self.graph.dense_widths)
+        budgets = [budget.to("cpu") for budget in self.budgets]
+        allocation = allocate(
+            self.choices, closeness(self.choices, ratios * dense), budgets, measure
+        )
+        scores = self._importance().cpu().numpy()
+        atoms = [scores[i, : g.atoms] for i, g in enumerate(self.coupling.groups)]
+        keep = keep_most_important(self.coupling, allocation.widths, atoms)
+        masked = self._outputs_with(keep)
+        self._masks.remove()
+        small = remove_channels(self._model, self.coupling, keep)
+        difference = float((masked - outputs_of(small, self._example)).abs().max())
+        return Pruned(small, allocation, keep, ratios, difference)
+
+    def _outputs_with(self, keep: Keep) -> Tensor:
+        masks = torch.zeros_like(self._importance.present, dtype=torch.float32)
+        for row, kept in zip(masks, keep, strict=True):
+            row[: len(kept)] = torch.as_tensor(kept, device=row.device)
+        self._masks.set(masks)
+        return outputs_of(self._model, self._example)
+
+    # -- resume --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the model, for an exact resume."""
+        return {
+            "settings": asdict(self.settings),
+            "keep_ratios": self.keep_ratios.detach().clone(),
+            "optimizer": self._optimizer.state_dict(),
+            "multipliers": self._multipliers.clone(),
+            "generator": self._generator.get_state(),
+            "masks": self._masks.store.flat,
+            "steps": self._steps,
+            "search_from": self._search_from,
+            "first_loss": self._first_loss,
+            "recent": self._recent.clone(),
+            "last_loss": self._last_loss.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken; the model's own state is the caller's."""
+        with torch.no_grad():
+            self.keep_ratios.copy_(state["keep_ratios"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._multipliers.copy_(state["multipliers"])
+        self._generator.set_state(state["generator"].cpu())
+        self._masks.store.flat = state["masks"]
+        self._steps = state["steps"]
+        self._search_from = state["search_from"]
+        self._first_loss = state["first_loss"]
+        self._recent.copy_(state["recent"])
+        self._last_loss = state["last_loss"]
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Outputs in evaluation mode; the model's mode is kept."""
+    was_training = model.training
+    model.eval()
+    try:
+        return model(inputs)
+    finally:
+        model.train(was_training)
+
+
+@contextlib.contextmanager
+def _frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Validation batches must not move the batch-norms' running statistics."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [(m, m.momentum, m.num_batches_tracked) for m in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, momentum, tracked in kept:
+            norm.momentum = momentum
+            norm.num_batches_tracked = tracked

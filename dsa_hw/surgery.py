@@ -1,0 +1,170 @@
+"""Really remove channels, and rebuild a pruned network from its run folder."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dsa_hw.coupling import Coupling, find_coupling
+from dsa_hw.errors import RunFolderError
+
+WIDTHS_FILE = "widths.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+Keep = Sequence[np.ndarray]
+"""Per group a (atoms,) boolean array: which atoms stay."""
+
+
+def keep_most_important(
+    coupling: Coupling, widths: Sequence[int], importance: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Keep the atoms of the highest importance, as many as each group's width holds."""
+    keep = []
+    for group, width, scores in zip(coupling.groups, widths, importance, strict=True):
+        kept = np.zeros(group.atoms, bool)
+        order = np.argsort(-np.asarray(scores), kind="stable")
+        kept[order[: int(width) // group.atom_channels]] = True
+        keep.append(kept)
+    return keep
+
+
+def kept_widths(coupling: Coupling, keep: Keep) -> list[int]:
+    """(groups,) widths that ``keep`` leaves."""
+    return [int(k.sum()) * g.atom_channels for g, k in zip(coupling.groups, keep, strict=True)]
+
+
+def remove_channels(model: nn.Module, coupling: Coupling, keep: Keep) -> nn.Module:
+    """A copy of ``model`` without the atoms that ``keep`` leaves out.
+
+    The copy computes what ``model`` computes when those channels are zero everywhere.
+    """
+    small = copy.deepcopy(model)
+    modules = dict(small.named_modules())
+    names = dict.fromkeys(name for name, _ in coupling.maps)
+    for name in names:
+        out = coupling.maps.get((name, "out"))
+        into = coupling.maps.get((name, "in"))
+        _shrink(
+            modules[name],
+            None if out is None else out.kept(keep),
+            None if into is None else into.kept(keep),
+        )
+    return small
+
+
+def _shrink(module: nn.Module, out: np.ndarray | None, into: np.ndarray | None) -> None:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        assert out is not None
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            _select(module, name, 0, out)
+        module.num_features = len(out)
+    elif isinstance(module, nn.Linear):
+        _shrink_ends(module, out, into)
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Conv2d) and module.groups > 1:
+        assert out is not None
+        per_group = module.weight.shape[1]
+        _shrink_ends(module, out, None)
+        wide = module.out_channels // module.groups
+        module.groups = len(out) // wide
+        module.out_channels, module.in_channels = len(out), module.groups * per_group
+    elif isinstance(module, nn.Conv2d):
+        _shrink_ends(module, out, into)
+        module.out_channels, module.in_channels = module.weight.shape[:2]
+    else:
+        raise TypeError(f"cannot remove channels of {type(module).__name__}")
+
+
+def _shrink_ends(module: nn.Module, out: np.ndarray | None, into: np.ndarray | None) -> None:
+    if out is not None:
+        _select(module, "weight", 0, out)
+        _select(module, "bias", 0, out)
+    if into is not None:
+        _select(module, "weight", 1, into)
+
+
+def _select(module: nn.Module, name: str, dimension: int, indices: np.ndarray) -> None:
+    tensor = getattr(module, name)
+    if tensor is None:
+        return
+    index = torch.as_tensor(indices, device=tensor.device)
+    selected = tensor.detach().index_select(dimension, index).clone()
+    if isinstance(tensor, nn.Parameter):
+        setattr(module, name, nn.Parameter(selected, requires_grad=tensor.requires_grad))
+    else:
+        setattr(module, name, selected)
+
+
+def save_pruned(
+    run_dir: Path,
+    small: nn.Module,
+    coupling: Coupling,
+    keep: Keep,
+    example_inputs: torch.Tensor,
+    exclude: Sequence[str] = (),
+) -> None:
+    """Write ``widths.json`` and ``weights.safetensors``: what ``load_pruned`` needs."""
+    groups = [
+        {
+            "name": group.name,
+            "dense_width": group.dense_width,
+            "width": int(kept.sum()) * group.atom_channels,
+            "kept": np.flatnonzero(np.repeat(kept, group.atom_channels)).tolist(),
+        }
+        for group, kept in zip(coupling.groups, keep, strict=True)
+    ]
+    content = {
+        "version": 1,
+        "input_shape": list(example_inputs.shape),
+        "exclude": list(exclude),
+        "groups": groups,
+    }
+    (run_dir / WIDTHS_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    weights = {n: t.detach().cpu().contiguous() for n, t in small.state_dict().items()}
+    save_file(weights, run_dir / WEIGHTS_FILE)
+
+
+def load_pruned(model: nn.Module, run_dir: str | Path) -> nn.Module:
+    """The pruned network of a run, from a fresh dense one.
+
+    Args:
+        model: of the class that was pruned, any weights; it is not changed.
+        run_dir: holds ``widths.json`` and ``weights.safetensors``.
+
+    Raises:
+        RunFolderError: files are missing, or belong to another network.
+    """
+    run_dir = Path(run_dir)
+    for name in (WIDTHS_FILE, WEIGHTS_FILE):
+        if not (run_dir / name).is_file():
+            raise RunFolderError(f"{run_dir} holds no pruned network ({name} is missing)")
+    content = json.loads((run_dir / WIDTHS_FILE).read_text(encoding="utf-8"))
+    parameter = next(model.parameters())
+    example = torch.zeros(content["input_shape"], device=parameter.device, dtype=parameter.dtype)
+    coupling = find_coupling(model, example, content["exclude"])
+    keep = []
+    if len(coupling.groups) != len(content["groups"]):
+        raise RunFolderError(
+            f"{run_dir} was made from another network: it has {len(content['groups'])} groups of "
+            f"channels, and this {type(model).__name__} has {len(coupling.groups)}"
+        )
+    for group, saved in zip(coupling.groups, content["groups"], strict=True):
+        if (group.name, group.dense_width) != (saved["name"], saved["dense_width"]):
+            raise RunFolderError(
+                f"{run_dir} was made from another network: its group {saved['name']} has "
+                f"{saved['dense_width']} channels, where this one has {group.name} with "
+                f"{group.dense_width}"
+            )
+        kept = np.zeros(group.atoms, bool)
+        kept[np.array(saved["kept"], int) // group.atom_channels] = True
+        keep.append(kept)
+    small = remove_channels(model, coupling, keep)
+    small.load_state_dict(load_file(run_dir / WEIGHTS_FILE))
+    return small

@@ -1,0 +1,265 @@
+"""The reference training loop, on Hugging Face Accelerate: precision and devices are its business.
+
+The library itself needs only ``DSAPruner.step`` in a loop of the user's own.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset, random_split
+
+from dsa_hw.config import PruneConfig
+from dsa_hw.data import DataSplits, ImageTensors, batches
+from dsa_hw.run_folder import RunFolder
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+Progress = Callable[[str, int, int], None]
+
+WARMUP_FRACTION = 0.05
+MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training.
+
+    Args:
+        name: of its checkpoint and of its lines in the log.
+        epochs: to train.
+        first_step, all_steps: its place in the learning rate's schedule.
+    """
+
+    name: str
+    epochs: int
+    first_step: int
+    all_steps: int
+
+
+class Trainer:
+    """Trains and evaluates classifiers as the configuration says.
+
+    Args:
+        config: optimizer, precision, batch size, seed.
+        data: training and test splits.
+        folder: checkpoints and log go there.
+        on_progress: called with (what, steps done, steps planned).
+    """
+
+    def __init__(
+        self,
+        config: PruneConfig,
+        data: DataSplits,
+        folder: RunFolder,
+        on_progress: Progress | None = None,
+    ) -> None:
+        wanted = config.train_device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=wanted == "cpu")
+        self.device = self._accelerator.device
+        self._config, self._folder = config, folder
+        self._on_progress = on_progress or (lambda what, done, planned: None)
+        self._test = data.test
+        self._train = data.train
+        generator = torch.Generator().manual_seed(config.seed)
+        held_out = max(1, round(len_of(data.train) * config.validation_fraction))
+        parts = random_split(
+            data.train, [len_of(data.train) - held_out, held_out], generator=generator
+        )
+        self._search, self._validation = (_flat(part) for part in parts)
+        self.criterion = nn.CrossEntropyLoss()
+
+    def steps(self, searching: bool) -> int:
+        """Optimizer steps an epoch."""
+        count = len_of(self._search if searching else self._train)
+        return count // self._config.train_batch_size or 1
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Move to the training device, channels last."""
+        return model.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
+
+    def train(
+        self,
+        model: nn.Module,
+        stage: Stage,
+        *,
+        searching: bool = False,
+        after_step: Callable[[], None] | None = None,
+        extra_state: Callable[[], dict] | None = None,
+        load_extra: Callable[[dict], None] | None = None,
+    ) -> nn.Module:
+        """Train for the stage's epochs; goes on from the stage's checkpoint if there is one.
+
+        Args:
+            model: on ``device``; trained in place.
+            searching: train on the search split (the rest is for the keep ratios).
+            after_step: called after every optimizer step.
+            extra_state, load_extra: more to keep in the checkpoint.
+        """
+        optimizer = torch.optim.SGD(
+            parameter_groups(model, self._config.weight_decay),
+            lr=self._config.lr,
+            momentum=MOMENTUM,
+            nesterov=True,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: _schedule((stage.first_step + step) / stage.all_steps)
+        )
+        # Alone, the model stays as it is: preparing would patch its forward, which surgery copies.
+        several = self._accelerator.num_processes > 1
+        prepared = self._accelerator.prepare_model(model) if several else model
+        optimizer = self._accelerator.prepare_optimizer(optimizer)
+        first_epoch = 0
+        if (state := self._folder.load_checkpoint(stage.name)) is not None:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            scheduler.load_state_dict(state["scheduler"])
+            torch.set_rng_state(state["rng"])
+            if load_extra:
+                load_extra(state["extra"])
+            first_epoch = state["epoch"]
+            self._folder.rewind_log(state["log_bytes"])
+        for epoch in range(first_epoch, stage.epochs):
+            loss = self._epoch(prepared, optimizer, scheduler, stage, epoch, searching, after_step)
+            accuracy = None if searching else self.accuracy(model)
+            self._folder.log(
+                {
+                    "event": "epoch", "stage": stage.name, "epoch": epoch + 1,
+                    "train_loss": round(loss, 5), "accuracy": accuracy,
+                }
+            )  # fmt: skip
+            self._folder.save_checkpoint(
+                stage.name,
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "scheduler": scheduler.state_dict(),
+                    "rng": torch.get_rng_state(),
+                    "extra": extra_state() if extra_state else {},
+                    "epoch": epoch + 1,
+                },
+            )
+        return model
+
+    def _epoch(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        stage: Stage,
+        epoch: int,
+        searching: bool,
+        after_step: Callable[[], None] | None,
+    ) -> float:
+        """One epoch; returns its mean training loss."""
+        model.train()
+        source = self._search if searching else self._train
+        steps = self.steps(searching)
+        total = torch.zeros((), device=self.device)
+        seen = time.monotonic()
+        for step, (x, y) in enumerate(self._batches(source, epoch)):
+            with self._accelerator.autocast():
+                loss = self.criterion(model(x), y)
+            self._accelerator.backward(loss)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+            total += loss.detach()
+            if after_step:
+                after_step()
+            if time.monotonic() - seen > 0.5:
+                self._on_progress(stage.name, epoch * steps + step + 1, stage.epochs * steps)
+                seen = time.monotonic()
+        return float(total) / steps
+
+    def validation_loss(self, model: nn.Module, first_epoch: int = 0) -> Callable[[], Tensor]:
+        """A function that gives the loss of ``model`` on the next batch held out for validation."""
+        stream = self._endless(self._validation, first_epoch)
+
+        def loss() -> Tensor:
+            x, y = next(stream)
+            with self._accelerator.autocast():
+                return self.criterion(model(x), y)
+
+        return loss
+
+    @torch.no_grad()
+    def accuracy(self, model: nn.Module) -> float:
+        """Part of the test images that ``model`` gets right, in evaluation mode at float32."""
+        model.eval()
+        right = torch.zeros((), device=self.device)
+        for x, y in self._on_device(_in_order(self._test, 500)):
+            right += (model(x).argmax(-1) == y).sum()
+        model.train()
+        return float(right) / len_of(self._test)
+
+    def _batches(self, dataset: Dataset, epoch: int) -> Batches:
+        """Shuffled batches of one epoch; the same again for the same seed and epoch."""
+        seed = self._config.seed * 100_003 + epoch
+        size = self._config.train_batch_size
+        if isinstance(dataset, ImageTensors):
+            whole = batches(dataset, size, shuffle=True, augment=True, seed=seed)
+            return self._on_device(b for b in whole if len(b[1]) == min(size, len(dataset)))
+        loader = DataLoader(
+            dataset,
+            size,
+            shuffle=True,
+            drop_last=len_of(dataset) > size,
+            num_workers=torch.get_num_threads(),
+            generator=torch.Generator().manual_seed(seed),
+        )
+        return self._on_device(self._accelerator.prepare_data_loader(loader))
+
+    def _endless(self, dataset: Dataset, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            epoch += 1
+            yield from self._batches(dataset, epoch)
+
+    def _on_device(self, source: Batches) -> Batches:
+        for x, y in source:
+            yield (
+                x.to(self.device, memory_format=torch.channels_last, non_blocking=True),
+                y.to(self.device, non_blocking=True),
+            )
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay on weights and normalization scales, not on biases."""
+    named = list(model.named_parameters())  # under a mask: "...parametrizations.bias.original"
+    decayed = [p for n, p in named if "bias" not in n.split(".")]
+    free = [p for n, p in named if "bias" in n.split(".")]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+
+
+def len_of(dataset: Dataset) -> int:
+    """Number of samples of a map-style data set."""
+    return len(dataset)  # pyright: ignore[reportArgumentType]
+
+
+def _schedule(progress: float) -> float:
+    """Learning rate factor: a short linear rise, then a cosine to zero."""
+    if progress < WARMUP_FRACTION:
+        return max(progress, 1e-3) / WARMUP_FRACTION
+    rest = (progress - WARMUP_FRACTION) / (1 - WARMUP_FRACTION)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, rest)))
+
+
+def _flat(part: Subset) -> Dataset:
+    """A part of in-memory images as in-memory images."""
+    if isinstance(part.dataset, ImageTensors):
+        return part.dataset.subset(torch.as_tensor(part.indices))
+    return part
+
+
+def _in_order(dataset: Dataset, size: int) -> Batches:
+    if isinstance(dataset, ImageTensors):
+        return batches(dataset, size)
+    return DataLoader(dataset, size, num_workers=torch.get_num_threads())

@@ -1,0 +1,113 @@
+"""Time deployed networks against each other, and check that they compute the right thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from dsa_hw.closed_loop import Measure, Timed
+from dsa_hw.deployed import DeployedGraph, export_onnx
+from dsa_hw.errors import UserError
+from dsa_hw.search import outputs_of
+from profilers.backends import Backend
+from profilers.timing import Measurement, SamplePlan, measure_interleaved
+
+PLAN = SamplePlan(sample_ms=10.0, samples=9, warmup_ms=30.0, settle_s=0.05)
+
+
+def time_networks(
+    backend: Backend,
+    models: dict[str, bytes | Path],
+    *,
+    half_width_pct: float = 0.6,
+    time_limit_s: float = 30.0,
+    seed: int = 0,
+    on_round: Callable[[int], None] | None = None,
+) -> dict[str, Measurement]:
+    """Interleaved measurements of whole networks, opened afresh every round."""
+    return measure_interleaved(
+        {name: lambda m=model: backend.open(m) for name, model in models.items()},
+        plan=PLAN,
+        min_rounds=8,
+        max_rounds=40,
+        half_width_pct=half_width_pct,
+        time_limit_s=time_limit_s,
+        seed=seed,
+        on_round=on_round,
+    )
+
+
+def loop_measure(
+    graph: DeployedGraph,
+    backend: Backend,
+    *,
+    target_ms: float | None,
+    target_ratio: float | None,
+    on_measured: Callable[[np.ndarray, dict[str, Measurement]], None] | None = None,
+) -> Measure:
+    """The closed loop's measurement: the dense network and the candidate, in turn.
+
+    Args:
+        target_ms, target_ratio: one of them; a ratio is of the dense network measured beside.
+    """
+    dense = graph.resized(graph.dense_widths)
+
+    def measure(widths: np.ndarray) -> Timed:
+        models: dict[str, bytes | Path] = {"dense": dense, "pruned": graph.resized(widths)}
+        found = time_networks(backend, models)
+        if on_measured:
+            on_measured(widths, found)
+        return Timed(
+            measured_ms=found["pruned"].median_ms,
+            ci95_ms=found["pruned"].ci95_ms,
+            target_ms=resolve_target(target_ms, target_ratio, found["dense"].median_ms),
+        )
+
+    return measure
+
+
+def resolve_target(target_ms: float | None, target_ratio: float | None, dense_ms: float) -> float:
+    """The target in ms, from either of its forms."""
+    if target_ms is not None:
+        return target_ms
+    assert target_ratio is not None
+    return target_ratio * dense_ms
+
+
+def export_checked(
+    model: nn.Module, example_inputs: torch.Tensor, path: Path, backend: Backend
+) -> float:
+    """Write ``model`` as ONNX and compare the runtime with PyTorch.
+
+    Returns:
+        The largest absolute difference of the outputs, over their largest magnitude.
+
+    Raises:
+        UserError: they differ by more than 1e-3 of it: what was exported is not the network.
+    """
+    exported = export_onnx(model, example_inputs)
+    partial = path.with_name(f".{path.name}.new")
+    onnx.save(exported, partial)
+    expected = outputs_of(model, example_inputs).float().cpu().numpy()
+    got = backend.outputs(partial, example_inputs.float().cpu().numpy())
+    scale = max(1.0, float(np.abs(expected).max()))
+    difference = float(np.abs(expected - got).max()) / scale
+    if not difference <= 1e-3:
+        raise UserError(
+            f"the exported network does not compute what PyTorch computes: outputs differ by "
+            f"{difference:.3g} of their range ({path})"
+        )
+    partial.replace(path)
+    return difference
+
+
+def conv_shapes(model: onnx.ModelProto) -> list[tuple[int, ...]]:
+    """Shapes of the weights of all convolutions and linear layers, sorted."""
+    shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
+    nodes = [n for n in model.graph.node if n.op_type in ("Conv", "Gemm")]
+    return sorted(shapes[n.input[1]] for n in nodes)

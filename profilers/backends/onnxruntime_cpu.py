@@ -1,0 +1,152 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import psutil
+
+from profilers.timing import Runner
+
+NCHWC_DOMAIN = "com.microsoft.nchwc"
+CPU_FEATURES = ("sse4_2", "avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile",
+                "asimd", "sve", "bf16", "i8mm")  # fmt: skip
+
+
+class OnnxRuntimeCpu:
+    """ONNX Runtime's CPU provider at float32 with all graph optimizations, as deployed.
+
+    Args:
+        batch_size: samples per run.
+        threads: intra-operator threads; None is ONNX Runtime's default, the physical cores.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, batch_size: int = 1, threads: int | None = None) -> None:
+        self.batch_size = batch_size
+        self.threads = threads or psutil.cpu_count(logical=False) or 1
+
+    def provenance(self) -> dict[str, str | int]:
+        """What a measurement here depends on."""
+        name, features = _cpu()
+        return {
+            "device": name,
+            "cpu_features": features,
+            "driver": "none",
+            "runtime": self.name,
+            "runtime_version": ort.__version__,
+            "provider": "CPUExecutionProvider",
+            "precision": "fp32",
+            "batch_size": self.batch_size,
+            "threads": self.threads,
+        }
+
+    @contextmanager
+    def open(self, model: bytes | Path) -> Iterator[Runner]:
+        """A session on the whole model, with random inputs."""
+        with self._runner(model, self._options()) as runner:
+            yield runner
+
+    @contextmanager
+    def open_layer(self, model: bytes) -> Iterator[Runner]:
+        """A session on one layer without the layout changes at its ends.
+
+        Inside a network, convolutions hand each other blocked tensors (NCHWc); alone, each would
+        be wrapped in a reorder to that layout and one back, which for a 7x7 stem is half of the
+        time. So the layer is optimized first, as the runtime would, and the reorders cut off.
+        """
+        options = self._options()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        with self._runner(without_reorders(self._optimized(model)), options) as runner:
+            yield runner
+
+    def outputs(self, model: bytes | Path, inputs: np.ndarray) -> np.ndarray:
+        """First output of the model on ``inputs`` (N, C, H, W)."""
+        session = self._session(model, self._options())
+        return np.asarray(session.run(None, {session.get_inputs()[0].name: inputs})[0])
+
+    def _options(self) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3
+        return options
+
+    def _session(self, model: bytes | Path, options: ort.SessionOptions) -> ort.InferenceSession:
+        source = str(model) if isinstance(model, Path) else model
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+    @contextmanager
+    def _runner(self, model: bytes | Path, options: ort.SessionOptions) -> Iterator[Runner]:
+        session = self._session(model, options)
+        rng = np.random.default_rng(0)
+        feeds = {
+            i.name: rng.standard_normal(i.shape).astype(np.float32) for i in session.get_inputs()
+        }
+        yield Runner(lambda: session.run(None, feeds))
+
+    def _optimized(self, model: bytes) -> onnx.ModelProto:
+        with tempfile.TemporaryDirectory() as folder:
+            options = self._options()
+            options.optimized_model_filepath = os.path.join(folder, "optimized.onnx")
+            self._session(model, options)
+            return onnx.load(options.optimized_model_filepath)
+
+
+def without_reorders(model: onnx.ModelProto) -> bytes:
+    """Serialized copy of an optimized one-layer model that takes and gives blocked tensors.
+
+    A model in which the runtime chose the plain layout comes back as it is.
+    """
+    graph = model.graph
+    renamed: dict[str, str] = {}
+    outputs = {o.name for o in graph.output}
+    for node in graph.node:
+        if node.domain == NCHWC_DOMAIN and node.op_type == "ReorderInput":
+            renamed[node.output[0]] = node.input[0]
+        elif node.op_type == "ReorderOutput" and node.output[0] in outputs:
+            renamed[node.input[0]] = node.output[0]
+    kept = [n for n in graph.node if n.op_type not in ("ReorderInput", "ReorderOutput")]
+    for node in kept:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = renamed.get(name, name)
+    _pad_input_channels(graph, kept, set(renamed.values()))
+    del graph.node[:]
+    graph.node.extend(kept)
+    del graph.value_info[:]
+    return model.SerializeToString()
+
+
+def _pad_input_channels(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], names: set) -> None:
+    """Blocked tensors hold whole blocks: give the inputs the channels that the weights expect."""
+    weights = {i.name: i.dims for i in graph.initializer}
+    shapes = {i.name: i.type.tensor_type.shape for i in graph.input}
+    for node in nodes:
+        if node.domain == NCHWC_DOMAIN and node.op_type == "Conv" and node.input[0] in names:
+            groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+            shapes[node.input[0]].dim[1].dim_value = weights[node.input[1]][1] * groups
+
+
+def _cpu() -> tuple[str, str]:
+    """(model name, the features of it that runtimes' kernels depend on)."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = dict(
+                [part.strip() for part in line.split(":", 1)] for line in file if ":" in line
+            )
+    except FileNotFoundError:  # not Linux
+        return platform.processor() or platform.machine(), platform.machine()
+    name = lines.get("model name") or platform.machine()
+    if "cpu family" in lines:
+        name += f" family {lines['cpu family']} model {lines['model']}"
+    flags = set((lines.get("flags") or lines.get("Features") or "").split())
+    return name, " ".join(f for f in CPU_FEATURES if f in flags)

@@ -1,0 +1,151 @@
+"""Measure what a table lacks: shuffled rounds, a reference kernel against drift, resumable."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from profilers.backends import Backend
+from profilers.onnx_layers import layer_model
+from profilers.spec import LayerSpec
+from profilers.table import Key, LatencyTable, LayerKey
+from profilers.timing import SamplePlan, take_round
+
+LAYER_PLAN = SamplePlan(sample_ms=3.0, samples=5, warmup_ms=8.0)
+NETWORK_PLAN = SamplePlan(sample_ms=12.0, samples=7, warmup_ms=40.0)
+REFERENCE_PLAN = SamplePlan(sample_ms=5.0, samples=7, warmup_ms=15.0)
+REFERENCE_EVERY_S = 1.5
+UNSTABLE_SPREAD_PCT = 8.0
+EXTRA_ROUNDS = 2
+
+REFERENCE_SPEC = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 28x28 b1 fp32 +relu")
+REFERENCE_CHANNELS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One thing to measure: its key, and the ONNX model that is it (built when needed)."""
+
+    key: Key
+    model: Callable[[], bytes]
+
+    @classmethod
+    def layer(cls, spec: LayerSpec, cin: int, cout: int) -> Request:
+        """A layer at given channels."""
+        return cls(LayerKey(spec, cin, cout), lambda: layer_model(spec, cin, cout))
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a call to ``collect`` did: numbers of measurements (a key each)."""
+
+    measured: int
+    reused: int
+    unstable: int
+    seconds: float
+
+
+class Reference:
+    """A fixed kernel whose time says how fast the machine is at the moment."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._model = layer_model(REFERENCE_SPEC, REFERENCE_CHANNELS, REFERENCE_CHANNELS)
+
+    def measure_ms(self) -> float:
+        """Its time now."""
+        with self._backend.open_layer(self._model) as runner:
+            return take_round(runner, REFERENCE_PLAN).median_ms
+
+
+def nominal_reference_ms(backend: Backend, rounds: int = 5) -> float:
+    """The reference kernel's time for a new table's header: the median of a few rounds."""
+    reference = Reference(backend)
+    return sorted(reference.measure_ms() for _ in range(rounds))[rounds // 2]
+
+
+def collect(
+    table: LatencyTable,
+    backend: Backend,
+    requests: Sequence[Request],
+    *,
+    rounds: int = 3,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Collected:
+    """Bring every request to ``rounds`` rounds in the table; what it has is not measured again.
+
+    A request whose rounds still differ by more than ``UNSTABLE_SPREAD_PCT`` (of their median)
+    gets up to ``EXTRA_ROUNDS`` more; if that does not settle it, it is counted as unstable.
+
+    Args:
+        on_progress: called with (rounds done, rounds planned).
+    """
+    start = time.perf_counter()
+    unique = {r.key: r for r in requests}
+    missing = [r for r in unique.values() if len(table.rounds.get(r.key, ())) < rounds]
+    todo = [r for r in missing for _ in range(rounds - len(table.rounds.get(r.key, ())))]
+    session = _Session(table, backend, random.Random(seed), on_progress)
+    session.take(missing, rounds, planned=len(todo))
+    for extra in range(EXTRA_ROUNDS):
+        unsettled = [r for r in missing if _spread_pct(table, r.key) > UNSTABLE_SPREAD_PCT]
+        session.take(unsettled, rounds + extra + 1, planned=session.done + len(unsettled))
+    unstable = sum(_spread_pct(table, r.key) > UNSTABLE_SPREAD_PCT for r in missing)
+    return Collected(
+        measured=len(missing),
+        reused=len(unique) - len(missing),
+        unstable=unstable,
+        seconds=time.perf_counter() - start,
+    )
+
+
+class _Session:
+    """One stretch of measuring; keeps the reference's last time fresh."""
+
+    def __init__(
+        self,
+        table: LatencyTable,
+        backend: Backend,
+        shuffler: random.Random,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._table = table
+        self._backend = backend
+        self._shuffler = shuffler
+        self._on_progress = on_progress
+        self._reference = Reference(backend)
+        self._reference_ms = 0.0
+        self._reference_at = float("-inf")
+        self.done = 0
+
+    def take(self, requests: Sequence[Request], rounds: int, planned: int) -> None:
+        """Rounds in passes: each pass gives every request that lacks one a round, shuffled."""
+        while pending := [r for r in requests if len(self._table.rounds.get(r.key, ())) < rounds]:
+            self._shuffler.shuffle(pending)
+            for request in pending:
+                self._one(request)
+                self.done += 1
+                if self._on_progress:
+                    self._on_progress(self.done, planned)
+
+    def _one(self, request: Request) -> None:
+        if time.perf_counter() - self._reference_at > REFERENCE_EVERY_S:
+            self._reference_ms = self._reference.measure_ms()
+            self._reference_at = time.perf_counter()
+        model = request.model()
+        if isinstance(request.key, LayerKey):
+            opened, plan = self._backend.open_layer(model), LAYER_PLAN
+        else:
+            opened, plan = self._backend.open(model), NETWORK_PLAN
+        with opened as runner:
+            taken = take_round(runner, plan)
+        self._table.append(request.key, taken, self._reference_ms)
+
+
+def _spread_pct(table: LatencyTable, key: Key) -> float:
+    """Distance between the 2nd lowest and the 2nd highest round (lowest and highest of three)."""
+    values = sorted(table.measurement(key).round_ms)
+    inner = values[1:-1] if len(values) > 3 else values
+    return 100.0 * (inner[-1] - inner[0]) / table.measurement(key).median_ms

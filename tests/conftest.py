@@ -1,0 +1,70 @@
+"""Shared parts of the suite: small networks, and a device that exists nowhere."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+torch.set_num_threads(2)
+
+
+class Residual(nn.Module):
+    """Two residual blocks on one stream, a stride, a depthwise convolution, a linear head."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.a1 = nn.Conv2d(width, 2 * width, 3, padding=1, bias=False)
+        self.a1bn = nn.BatchNorm2d(2 * width)
+        self.a2 = nn.Conv2d(2 * width, width, 1, bias=False)
+        self.a2bn = nn.BatchNorm2d(width)
+        self.dw = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.dwbn = nn.BatchNorm2d(width)
+        self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.head = nn.Linear(2 * width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn(self.stem(x)))
+        y = torch.relu(self.a1bn(self.a1(x)))
+        x = torch.relu(x + self.a2bn(self.a2(y)))
+        x = torch.relu(x + self.dwbn(self.dw(x)))
+        x = torch.relu(self.down(x))
+        return self.head(x.mean((2, 3)))
+
+
+def randomize_norms(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Batch-norms as if trained: no two channels alike, statistics far from (0, 1)."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.weight.data, 0.2, 2.0),
+                (module.bias.data, -0.5, 0.5),
+                (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.5, 2.0),
+            ):
+                assert isinstance(tensor, Tensor)
+                tensor.copy_(torch.empty_like(tensor).uniform_(low, high, generator=generator))
+    return model
+
+
+@pytest.fixture
+def residual() -> nn.Module:
+    torch.manual_seed(0)
+    return randomize_norms(Residual())
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
