@@ -24,9 +24,20 @@ class Budget(Protocol):
     ``cost`` is differentiable, for gradients; ``charged`` is what is really paid.
     """
 
-    name: str
-    unit: str
-    target: float
+    @property
+    def name(self) -> str:
+        """What is limited."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """Unit of cost and target."""
+        ...
+
+    @property
+    def target(self) -> float:
+        """The most it may cost."""
+        ...
 
     def cost(self, widths: Tensor) -> Tensor:
         """(..., groups) widths -> (...,) cost, differentiable."""

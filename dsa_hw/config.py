@@ -33,7 +33,7 @@ class DeviceConfig:
         False, "use a table that was measured on another device or runtime all the same"
     )
     calibration_networks: int = _option(24, "whole networks timed to calibrate the latency model")
-    rounds: int = _option(3, "rounds of each measurement")
+    rounds: int = _option(4, "rounds of each measurement")
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,16 @@ class PruneConfig(ModelConfig):
 
     data: str = _option("glyphs", "glyphs, digits, cifar10, cifar100, imagefolder, or a factory")
     data_root: str | None = _option(None, "folder of the data set")
+    train_size: int | None = _option(None, "training images to use; all if unset")
+    test_size: int | None = _option(None, "test images to use; all if unset")
     epochs: int = _option(12, "epochs in all, search and fine-tuning; 0 plans without training")
     finetune_epochs: int | None = _option(None, "of these, fine-tuning; a third if unset")
     train_dense: bool = _option(
         False, "also train the dense network for as many epochs, to know its accuracy"
     )
     train_batch_size: int = _option(128, "training batch size")
-    lr: float = _option(0.1, "peak learning rate (SGD with momentum)")
+    optimizer: Literal["sgd", "adamw"] = _option("sgd", "sgd (Nesterov momentum 0.9) or adamw")
+    lr: float = _option(0.1, "peak learning rate")
     weight_decay: float = _option(5e-4, "weight decay")
     validation_fraction: float = _option(0.2, "training data set aside for the keep ratios")
     mixed_precision: Literal["no", "bf16", "fp16"] = _option("no", "training precision")

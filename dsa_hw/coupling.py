@@ -280,6 +280,7 @@ def _atom_indices(
             if atom not in seen:
                 seen.add(atom)
                 group = int(group_of[atom])
-                index[atom] = counts.get(group, 0)
-                counts[group] = index[atom] + 1
+                position = counts.get(group, 0)
+                index[atom] = position
+                counts[group] = position + 1
     return index

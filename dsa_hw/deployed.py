@@ -6,8 +6,8 @@ surgery or export: the dense graph with its initializers resized is the same net
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import io
 import logging
 import warnings
 from collections.abc import Sequence
@@ -23,6 +23,9 @@ from dsa_hw.coupling import Coupling
 from dsa_hw.errors import UnsupportedModel
 from profilers.onnx_layers import random_weight
 from profilers.spec import FUSED_ACTIVATIONS, LayerSpec
+
+Widths = Sequence[int] | Sequence[float] | np.ndarray
+"""(groups,) channels of every group."""
 
 LAYER_OPS = ("Conv", "Gemm")
 FREE_OPS = ("Constant", "Shape", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity",
@@ -42,7 +45,7 @@ class Linear:
     coefficients: np.ndarray
     constant: float
 
-    def __call__(self, widths: Sequence[float] | np.ndarray) -> float:
+    def __call__(self, widths: Widths) -> float:
         return float(self.coefficients @ np.asarray(widths, float) + self.constant)
 
     def scaled(self, factor: float) -> Linear:
@@ -77,16 +80,17 @@ def export_onnx(model: nn.Module, example_inputs: torch.Tensor) -> onnx.ModelPro
     Raises:
         UnsupportedModel: PyTorch cannot export it.
     """
-    was_training = model.training
-    model.eval()
+    # A copy, so that training's device and memory format leave no trace in the graph.
+    plain = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()  # pyright: ignore
+    example = example_inputs.detach().cpu().contiguous()
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own deprecations
             program = torch.onnx.export(
-                model,
-                (example_inputs,),
+                plain,
+                (example,),
                 dynamo=True,
                 optimize=True,
                 verbose=False,
@@ -98,12 +102,8 @@ def export_onnx(model: nn.Module, example_inputs: torch.Tensor) -> onnx.ModelPro
         raise UnsupportedModel(
             f"{type(model).__name__} cannot be exported to ONNX ({type(error).__name__}: {reason})"
         ) from error
-    finally:
-        model.train(was_training)
     assert program is not None
-    buffer = io.BytesIO()
-    program.save(buffer)
-    exported = onnx.load_from_string(buffer.getvalue())
+    exported = program.model_proto
     for node in exported.graph.node:
         del node.metadata_props[:]  # stack traces, with paths of this machine
         node.doc_string = ""
@@ -142,7 +142,7 @@ class DeployedGraph:
         """Width of every group in the dense network."""
         return tuple(g.dense_width for g in self.coupling.groups)
 
-    def resized(self, widths: Sequence[int], seed: int = 0) -> bytes:
+    def resized(self, widths: Widths, seed: int = 0) -> bytes:
         """Serialized network of these widths, with random weights.
 
         Args:
@@ -196,7 +196,7 @@ class DeployedGraph:
                 raise UnsupportedModel(f"{module}: only 2-D convolutions are supported")
             spec = LayerSpec(
                 op="conv",
-                kernel=tuple(weight.dims[2:]),
+                kernel=(weight.dims[2], weight.dims[3]),
                 stride=tuple(attributes.get("strides", (1, 1))),
                 pads=tuple(attributes.get("pads", (0, 0, 0, 0))),
                 dilation=tuple(attributes.get("dilations", (1, 1))),
@@ -243,7 +243,9 @@ class DeployedGraph:
         if not known:
             return None
         if node.op_type == "Concat":
-            source = Linear(sum(k.coefficients for k in known), sum(k.constant for k in known))
+            source = Linear(
+                np.sum([k.coefficients for k in known], axis=0), sum(k.constant for k in known)
+            )
         else:
             source = max(known, key=lambda k: k(self.dense_widths))
         total = source(self.dense_widths)
@@ -283,7 +285,7 @@ class DeployedGraph:
 
     # -- writing resized graphs -------------------------------------------------------------
 
-    def _resized_shapes(self, widths: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    def _resized_shapes(self, widths: Widths) -> dict[str, tuple[int, ...]]:
         """New shapes of the initializers that depend on the widths."""
         shapes: dict[str, tuple[int, ...]] = {}
         layers = dict(zip(self._module_of, self.layers, strict=True))
@@ -306,7 +308,7 @@ class DeployedGraph:
                 shapes.update({name: (channels,) for name in node.input[1:]})
         return shapes
 
-    def _fix_attributes(self, node: onnx.NodeProto, widths: Sequence[int]) -> None:
+    def _fix_attributes(self, node: onnx.NodeProto, widths: Widths) -> None:
         if node.op_type != "Conv":
             return
         layer = self.layers[list(self._module_of).index(node.output[0])]
@@ -316,7 +318,7 @@ class DeployedGraph:
                     attribute.i = layer.spec.group_count(round(layer.cin(widths)))
 
     def _digest(self) -> str:
-        parts = [f"{n.op_type} {list(n.input)} {list(n.output)}" for n in self.model.graph.node]
+        parts = [n.op_type for n in self.model.graph.node]
         parts += [f"{layer.spec} {layer.name}" for layer in self.layers]
         parts += [f"{g.name} {g.dense_width} {g.atoms}" for g in self.coupling.groups]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

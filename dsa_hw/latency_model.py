@@ -244,7 +244,7 @@ def _time_ms(table: LatencyTable, spec: LayerSpec, cin: int, cout: int) -> float
             f"channels measured: {measured or 'none'}); extend it: "
             "python -m dsa_hw.profile --model NAME --table FILE"
         )
-    return table.measurement(key).median_ms
+    return table.layer_ms(key)
 
 
 def _locate(values: Tensor, positions: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:

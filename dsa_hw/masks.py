@@ -35,6 +35,7 @@ class _MaskedParameter(nn.Module):
     def __init__(self, store: MaskStore, index: Tensor) -> None:
         super().__init__()
         self._store = store
+        self.index: Tensor
         self.register_buffer("index", index, persistent=False)
 
     def forward(self, parameter: Tensor) -> Tensor:

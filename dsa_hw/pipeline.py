@@ -41,7 +41,7 @@ from dsa_hw.surgery import Keep, keep_most_important, remove_channels, save_prun
 from dsa_hw.training import Stage, Trainer
 from dsa_hw.validation import export_checked, loop_measure, resolve_target, time_networks
 from profilers.backends import Backend, open_backend
-from profilers.collect import nominal_reference_ms
+from profilers.collect import call_ms, nominal_reference_ms
 from profilers.table import LatencyTable, default_path
 from profilers.timing import Measurement, ratio
 
@@ -79,6 +79,7 @@ def configured_table(config: DeviceConfig, backend: Backend) -> LatencyTable:
 
     header = provenance | {
         "reference_ms": nominal_reference_ms(backend),
+        "call_ms": call_ms(backend),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "dsa_hw_version": version("dsa-hw"),
         "layers_timed": "as inside a network: batch-norm folded, activation fused, no reorders",
@@ -178,9 +179,12 @@ def load_dense(config: PruneConfig) -> Dense:
         root = Path(config.data_root) if config.data_root else None
         shape = config.input_shape
         data = load_data(
-            config.data, root, seed=0,
+            config.data,
+            root,
             input_shape=None if shape is None else (shape[0], shape[1], shape[2]),
-        )  # fmt: skip
+            train_size=config.train_size,
+            test_size=config.test_size,
+        )
     model = build_model(config, data.num_classes if data else None)
     example = example_for(config, data.input_shape if data else None)
     try:

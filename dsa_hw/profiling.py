@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from dsa_hw.latency_model import LatencyModel, table_requests
 from profilers.backends import Backend
 from profilers.collect import Collected, Request, collect
 from profilers.errors import MissingMeasurement
-from profilers.steps import find_step, representatives, sweep_keys, sweep_requests
+from profilers.steps import canonical_layers, find_steps, sweep_keys, sweep_requests
 from profilers.table import LatencyTable, NetworkKey
 
 Progress = Callable[[str, int, int], None]
@@ -52,7 +53,7 @@ def profile_network(
     table: LatencyTable,
     *,
     networks: int = 24,
-    rounds: int = 3,
+    rounds: int = 4,
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> ProfiledNetwork:
@@ -64,12 +65,12 @@ def profile_network(
     """
 
     def measure(what: str, requests: list[Request]) -> Collected:
-        report = (lambda done, planned: on_progress(what, done, planned)) if on_progress else None
+        report = None if on_progress is None else functools.partial(on_progress, what)
         return collect(table, backend, requests, rounds=rounds, seed=seed, on_progress=report)
 
     specs = [layer.spec for layer in graph.layers]
     parts = [measure("steps", sweep_requests(specs))]
-    steps = {kind: find_step(table, spec) for kind, spec in representatives(specs).items()}
+    steps = find_steps(table, specs)
     choices = width_choices(graph, steps)
     parts.append(measure("layers", table_requests(graph, choices, steps)))
     keys = calibration_networks(graph, choices, networks, seed)
@@ -85,14 +86,14 @@ def latency_model(graph: DeployedGraph, table: LatencyTable) -> CalibratedModel:
     Raises:
         MissingMeasurement: it has not, or not all of it; says what is missing.
     """
-    chosen = representatives(layer.spec for layer in graph.layers)
-    for spec in chosen.values():
+    specs = [layer.spec for layer in graph.layers]
+    for spec in canonical_layers(specs).values():
         if any(key not in table for key in sweep_keys(spec)):
             raise MissingMeasurement(
                 f"the steps of {spec} have not been measured in {table.path}; "
                 "run python -m dsa_hw.profile with this model and --table"
             )
-    steps = {kind: find_step(table, spec) for kind, spec in chosen.items()}
+    steps = find_steps(table, specs)
     choices = width_choices(graph, steps)
     model = LatencyModel(graph, table, choices, steps)
     networks = [key for key in table.networks() if key.network == graph.digest]

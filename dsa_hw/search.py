@@ -33,6 +33,8 @@ from dsa_hw.masks import ChannelMasks
 from dsa_hw.rounding import closeness
 from dsa_hw.surgery import Keep, keep_most_important, remove_channels
 
+PROJECTIONS = 3
+
 Event = dict[str, Any]
 """One line of the search's history; see ``DSAPruner._log``."""
 
@@ -57,7 +59,7 @@ class SearchSettings:
         budget_ramp: fraction of the search over which the target is lowered.
         validation_every: steps between two moves of the keep ratios.
         keep_ratio_lr: Adam's step for them.
-        penalty: quadratic weight of the augmented Lagrangian, on relative violations.
+        stochastic: sample masks (the paper); otherwise channels are scaled by their probability.
         log_every: steps between two events of the history (each waits for the device once).
     """
 
@@ -67,7 +69,7 @@ class SearchSettings:
     budget_ramp: float = 0.6
     validation_every: int = 4
     keep_ratio_lr: float = 0.02
-    penalty: float = 5.0
+    stochastic: bool = True
     log_every: int = 10
 
 
@@ -146,7 +148,6 @@ class DSAPruner:
         self._least = least / self._dense
         self.keep_ratios = torch.ones(len(groups), device=device, requires_grad=True)
         self._optimizer = torch.optim.Adam([self.keep_ratios], lr=self.settings.keep_ratio_lr)
-        self._multipliers = torch.zeros(len(self.budgets), device=device)
         self._targets = torch.tensor([b.target for b in self.budgets], device=device)
         self._first_costs = self._costs(self._dense).detach()
         self._generator = torch.Generator(device=device).manual_seed(seed)
@@ -176,7 +177,7 @@ class DSAPruner:
             self._move_keep_ratios(validation_loss)
         if self._search_from is not None:
             with torch.no_grad():
-                self._masks.set(sample_masks(self._probabilities(), self._generator))
+                self._masks.set(self._draw())
         if self._steps % self.settings.log_every == 0:
             self._log()
 
@@ -197,7 +198,7 @@ class DSAPruner:
     def beta2(self) -> float:
         """Inexactness now, in spreads of log importance."""
         first, last = self.settings.beta2
-        return first * (last / first) ** self.progress
+        return first * math.pow(last / first, self.progress)
 
     def current_targets(self) -> Tensor:
         """(budgets,) the targets that hold now: lowered linearly from the dense network's cost."""
@@ -210,24 +211,46 @@ class DSAPruner:
         beta2 = standardized_inexactness(scores, present, self.beta2)
         return keep_probabilities(self.keep_ratios, scores, present, beta2)
 
+    def _draw(self) -> Tensor:
+        """(groups, atoms) masks for the next forward pass."""
+        probabilities = self._probabilities()
+        if self.settings.stochastic:
+            return sample_masks(probabilities, self._generator)
+        return probabilities
+
     def _costs(self, widths: Tensor) -> Tensor:
         return torch.stack([budget.cost(widths) for budget in self.budgets])
 
     def _move_keep_ratios(self, validation_loss: Callable[[], Tensor]) -> None:
-        self._masks.set(sample_masks(self._probabilities(), self._generator))
+        self._masks.set(self._draw())
         with _frozen_statistics(self._model):
             loss = validation_loss()
         (loss_gradient,) = torch.autograd.grad(loss, self.keep_ratios)
+        for options in self._optimizer.param_groups:
+            options["lr"] = self.settings.keep_ratio_lr * (1.0 - 0.9 * self.progress)
         self._note_loss(loss.detach())
-        violation = self._costs(self.keep_ratios * self._dense) / self.current_targets() - 1.0
-        pressure = (self._multipliers + self.settings.penalty * violation).clamp_min(0.0)
-        penalty = (pressure**2).sum() / (2.0 * self.settings.penalty)
-        (penalty_gradient,) = torch.autograd.grad(penalty, self.keep_ratios)
-        self.keep_ratios.grad = loss_gradient + penalty_gradient
+        self.keep_ratios.grad = self._along_budget(loss_gradient)
         self._optimizer.step()
-        with torch.no_grad():
-            self.keep_ratios.copy_(torch.clamp(self.keep_ratios, self._least, torch.ones(())))
-            self._multipliers.add_(violation.detach()).clamp_min_(0.0)
+        self._meet_targets()
+
+    def _violation(self) -> Tensor:
+        """How far the tightest budget is above (or, negative, below) what holds now; relative."""
+        return (self._costs(self.keep_ratios * self._dense) / self.current_targets() - 1.0).max()
+
+    def _along_budget(self, gradient: Tensor) -> Tensor:
+        """The part of ``gradient`` that leaves the tightest budget's cost alone."""
+        (normal,) = torch.autograd.grad(self._violation(), self.keep_ratios)
+        return gradient - normal * (gradient @ normal) / (normal @ normal).clamp_min(1e-20)
+
+    def _meet_targets(self) -> None:
+        """Scale all keep ratios by one factor until the tightest budget is just met."""
+        for _ in range(PROJECTIONS):
+            violation = self._violation()
+            (slope,) = torch.autograd.grad(violation, self.keep_ratios)
+            with torch.no_grad():
+                per_log = (slope * self.keep_ratios).sum().clamp_min(1e-6)
+                scaled = self.keep_ratios * torch.exp((-violation / per_log).clamp(-0.5, 0.5))
+                self.keep_ratios.copy_(torch.clamp(scaled, self._least, torch.ones(())))
 
     def _note_loss(self, loss: Tensor) -> None:
         self._last_loss = loss.detach()
@@ -244,12 +267,11 @@ class DSAPruner:
             return
         self._recent.zero_()
         loss = total / count
-        if self._first_loss is None:
-            self._first_loss = loss
-        fallen = loss <= self.settings.fallen * self._first_loss
+        first = self._first_loss = loss if self._first_loss is None else self._first_loss
+        fallen = loss <= self.settings.fallen * first
         if self._steps >= most and not fallen:
             self._warn(
-                f"the loss has not started to fall in {self._steps} steps ({self._first_loss:.3g} "
+                f"the loss has not started to fall in {self._steps} steps ({first:.3g} "
                 f"at the start, {loss:.3g} now); keep ratios will be learned from noise: train "
                 "longer, raise the learning rate, or start from a trained network"
             )
@@ -356,7 +378,6 @@ class DSAPruner:
             "settings": asdict(self.settings),
             "keep_ratios": self.keep_ratios.detach().clone(),
             "optimizer": self._optimizer.state_dict(),
-            "multipliers": self._multipliers.clone(),
             "generator": self._generator.get_state(),
             "masks": self._masks.store.flat,
             "steps": self._steps,
@@ -371,7 +392,6 @@ class DSAPruner:
         with torch.no_grad():
             self.keep_ratios.copy_(state["keep_ratios"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._multipliers.copy_(state["multipliers"])
         self._generator.set_state(state["generator"].cpu())
         self._masks.store.flat = state["masks"]
         self._steps = state["steps"]

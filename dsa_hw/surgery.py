@@ -23,7 +23,7 @@ Keep = Sequence[np.ndarray]
 
 
 def keep_most_important(
-    coupling: Coupling, widths: Sequence[int], importance: Sequence[np.ndarray]
+    coupling: Coupling, widths: Sequence[int] | np.ndarray, importance: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
     """Keep the atoms of the highest importance, as many as each group's width holds."""
     keep = []

@@ -101,12 +101,7 @@ class Trainer:
             after_step: called after every optimizer step.
             extra_state, load_extra: more to keep in the checkpoint.
         """
-        optimizer = torch.optim.SGD(
-            parameter_groups(model, self._config.weight_decay),
-            lr=self._config.lr,
-            momentum=MOMENTUM,
-            nesterov=True,
-        )
+        optimizer = make_optimizer(model, self._config)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: _schedule((stage.first_step + step) / stage.all_steps)
         )
@@ -226,6 +221,14 @@ class Trainer:
                 x.to(self.device, memory_format=torch.channels_last, non_blocking=True),
                 y.to(self.device, non_blocking=True),
             )
+
+
+def make_optimizer(model: nn.Module, config: PruneConfig) -> torch.optim.Optimizer:
+    """The configured optimizer over a model's parameters."""
+    groups = parameter_groups(model, config.weight_decay)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=MOMENTUM, nesterov=True)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -17,7 +17,10 @@ from dsa_hw.search import outputs_of
 from profilers.backends import Backend
 from profilers.timing import Measurement, SamplePlan, measure_interleaved
 
-PLAN = SamplePlan(sample_ms=10.0, samples=9, warmup_ms=30.0, settle_s=0.05)
+PLAN = SamplePlan(sample_ms=8.0, samples=3, warmup_ms=12.0)
+"""Short rounds: the machine's speed drifts within seconds, so what is compared must alternate
+faster than that. Sessions are opened and closed for each, or their threads would spin into the
+next one's turn."""
 
 
 def time_networks(
@@ -33,8 +36,8 @@ def time_networks(
     return measure_interleaved(
         {name: lambda m=model: backend.open(m) for name, model in models.items()},
         plan=PLAN,
-        min_rounds=8,
-        max_rounds=40,
+        min_rounds=15,
+        max_rounds=200,
         half_width_pct=half_width_pct,
         time_limit_s=time_limit_s,
         seed=seed,

@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from profilers.backends import Backend
-from profilers.onnx_layers import layer_model
+from profilers.onnx_layers import layer_model, tiny_model
 from profilers.spec import LayerSpec
 from profilers.table import Key, LatencyTable, LayerKey
-from profilers.timing import SamplePlan, take_round
+from profilers.timing import SamplePlan
 
-LAYER_PLAN = SamplePlan(sample_ms=3.0, samples=5, warmup_ms=8.0)
-NETWORK_PLAN = SamplePlan(sample_ms=12.0, samples=7, warmup_ms=40.0)
-REFERENCE_PLAN = SamplePlan(sample_ms=5.0, samples=7, warmup_ms=15.0)
-REFERENCE_EVERY_S = 1.5
+LAYER_PLAN = SamplePlan(sample_ms=2.0, samples=3, warmup_ms=5.0)
+NETWORK_PLAN = SamplePlan(sample_ms=8.0, samples=3, warmup_ms=12.0)
+REFERENCE_PLAN = SamplePlan(sample_ms=2.0, samples=3, warmup_ms=5.0)
+REFERENCE_EVERY_S = 0.25
 UNSTABLE_SPREAD_PCT = 8.0
 EXTRA_ROUNDS = 2
 
@@ -57,7 +57,7 @@ class Reference:
     def measure_ms(self) -> float:
         """Its time now."""
         with self._backend.open_layer(self._model) as runner:
-            return take_round(runner, REFERENCE_PLAN).median_ms
+            return runner.take_round(REFERENCE_PLAN).median_ms
 
 
 def nominal_reference_ms(backend: Backend, rounds: int = 5) -> float:
@@ -66,12 +66,24 @@ def nominal_reference_ms(backend: Backend, rounds: int = 5) -> float:
     return sorted(reference.measure_ms() for _ in range(rounds))[rounds // 2]
 
 
+def call_ms(backend: Backend, rounds: int = 9) -> float:
+    """What calling the runtime costs by itself: a model of one tiny activation, for a new header.
+
+    Every isolated layer pays it, and a network pays it once.
+    """
+    values = []
+    for _ in range(rounds):
+        with backend.open_layer(tiny_model()) as runner:
+            values.append(runner.take_round(LAYER_PLAN).median_ms)
+    return sorted(values)[rounds // 2]
+
+
 def collect(
     table: LatencyTable,
     backend: Backend,
     requests: Sequence[Request],
     *,
-    rounds: int = 3,
+    rounds: int = 4,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Collected:
@@ -140,7 +152,7 @@ class _Session:
         else:
             opened, plan = self._backend.open(model), NETWORK_PLAN
         with opened as runner:
-            taken = take_round(runner, plan)
+            taken = runner.take_round(plan)
         self._table.append(request.key, taken, self._reference_ms)
 
 

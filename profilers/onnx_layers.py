@@ -62,6 +62,19 @@ def layer_model(spec: LayerSpec, cin: int, cout: int, seed: int = 0) -> bytes:
     return model.SerializeToString()
 
 
+def tiny_model() -> bytes:
+    """Serialized model of an activation of 16 numbers: the cost of a call and nothing else."""
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 16))
+        for name in ("input", "output")
+    ]
+    node = helper.make_node("Relu", ["input"], ["output"])
+    graph = helper.make_graph([node], "tiny", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+    model.ir_version = IR_VERSION
+    return model.SerializeToString()
+
+
 def _shapes(
     spec: LayerSpec, cin: int, cout: int
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

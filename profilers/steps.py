@@ -1,8 +1,8 @@
 """The steps of the latency staircase, found by measuring.
 
 Runtimes compute channels in blocks: up to the next multiple of the block, more channels cost
-nothing. The block is a property of (runtime, precision, kind of layer) and is looked for where it
-shows most: small widths of one representative layer of the kind.
+nothing. The block is a property of (runtime, precision, kind of layer); it is looked for on one
+canonical layer of each kind, the same for every model, where steps show well.
 """
 
 from __future__ import annotations
@@ -17,57 +17,88 @@ from profilers.spec import LayerSpec
 from profilers.table import LatencyTable, LayerKey
 
 CANDIDATES = (64, 32, 16, 8, 4, 2, 1)
-SWEEP = (40, 44, 48, 52, 56, 60, 64, 68, 72, 76, 80, 88, 96)
-FIXED = 64
-SLACK = 1.25
-SLACK_PCT = 0.5
+SWEEP = (16, 20, 24, 32, 40, 44, 48, 52, 56, 60, 64, 68, 72, 76, 80, 88, 96)
+FIXED = {"gemm": 4096}
+FIXED_DEFAULT = 64
+CANONICAL = {
+    "conv": "conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 28x28 b1 fp32 +relu",
+    "pointwise": "conv k1x1 s1x1 p0.0.0.0 d1x1 gdense 56x56 b1 fp32 +relu",
+    "depthwise": "conv k3x3 s1x1 p1.1.1.1 d1x1 gdepthwise 112x112 b1 fp32 +relu",
+    "gemm": "gemm k1x1 s1x1 p0.0.0.0 d1x1 gdense 1x1 b1 fp32",
+}
+TREAD_SHARE = 0.2
+"""Of the rise over the sweep, the part that may lie within treads (a straight line has 30% of its
+rise within treads of 8, and 65% within treads of 16)."""
+LEAST_RISE = 0.3
+"""A sweep whose logarithm rises less says nothing about steps."""
 
 
-def representatives(specs: Iterable[LayerSpec]) -> dict[str, LayerSpec]:
-    """One spec a kind: the one in the middle by work, so that its steps are visible."""
-    by_kind: dict[str, list[LayerSpec]] = {}
-    for spec in sorted(set(specs), key=lambda s: (s.flops(FIXED, FIXED), str(s))):
-        by_kind.setdefault(spec.kind, []).append(spec)
-    return {kind: found[len(found) // 2] for kind, found in by_kind.items()}
+def canonical_layers(specs: Iterable[LayerSpec]) -> dict[str, LayerSpec]:
+    """The layer that is swept for each kind among ``specs``; grouped ones keep their own width.
+
+    Batch and precision are those of ``specs``.
+    """
+    chosen: dict[str, LayerSpec] = {}
+    for spec in sorted(set(specs), key=str):
+        if spec.kind == "grouped":
+            text = str(LayerSpec.parse(CANONICAL["conv"])).replace("gdense", f"g{spec.groups}")
+        else:
+            text = CANONICAL[spec.kind]
+        text = text.replace(" b1 fp32", f" b{spec.batch} {spec.dtype}")
+        chosen.setdefault(spec.kind, LayerSpec.parse(text))
+    return chosen
 
 
 def sweep_keys(spec: LayerSpec) -> list[LayerKey]:
-    """The measurements that show the steps of a layer's output channels."""
+    """The measurements that show the steps of a canonical layer's output channels."""
     unit = _unit(spec)
-    widths = sorted({w // unit * unit for w in SWEEP})
-    return [LayerKey(spec, w if spec.tied else FIXED, w) for w in widths]
+    widths = sorted({max(unit, w // unit * unit) for w in SWEEP})
+    fixed = FIXED.get(spec.kind, FIXED_DEFAULT)
+    return [LayerKey(spec, w if spec.tied else fixed, w) for w in widths]
 
 
 def sweep_requests(specs: Iterable[LayerSpec]) -> list[Request]:
     """Requests for the sweeps of all kinds among ``specs``."""
-    chosen = representatives(specs).values()
+    chosen = canonical_layers(specs).values()
     return [Request.layer(k.spec, k.cin, k.cout) for spec in chosen for k in sweep_keys(spec)]
 
 
-def find_step(table: LatencyTable, spec: LayerSpec) -> int:
-    """The widest step that explains the sweep about as well as the best one does.
+def find_steps(table: LatencyTable, specs: Iterable[LayerSpec]) -> dict[str, int]:
+    """The step of every kind among ``specs``.
 
-    For each candidate step s, times are regressed (relative least squares) on the width rounded
-    up to a multiple of s; the true block explains the flat treads and the risers between them.
+    Across a multiple of the block the time jumps, and between two multiples it is level, however
+    uneven the jumps are. So the step is the widest candidate whose treads hold hardly any of the
+    sweep's rise. A sweep that hardly rises takes the step that most of the others have.
 
     Raises:
-        KeyError: the sweep has not been measured.
+        KeyError: a sweep has not been measured.
     """
-    unit = _unit(spec)
+    layers = canonical_layers(specs)
+    found = {kind: _widest_step(table, spec) for kind, spec in layers.items()}
+    clear = [step for step in found.values() if step is not None]
+    common = max(sorted(clear), key=clear.count) if clear else 1
+    return {kind: math.lcm(found[kind] or common, _unit(spec)) for kind, spec in layers.items()}
+
+
+def _widest_step(table: LatencyTable, spec: LayerSpec) -> int | None:
     keys = sweep_keys(spec)
     widths = np.array([k.cout for k in keys])
-    times = np.array([table.measurement(k).median_ms for k in keys])
-    errors = {s: _misfit_pct(widths, times, s) for s in CANDIDATES if s % unit == 0 or s == 1}
-    best = min(errors.values())
-    chosen = max(s for s, error in errors.items() if error <= SLACK * best + SLACK_PCT)
-    return math.lcm(chosen, unit)
+    logs = np.log([table.measurement(k).median_ms for k in keys])
+    rise = logs[-1] - logs[0]
+    if rise < LEAST_RISE:
+        return None
+    return max(
+        step
+        for step in CANDIDATES
+        if step == 1 or rise_within_treads(widths, logs, step) <= TREAD_SHARE * rise
+    )
 
 
-def _misfit_pct(widths: np.ndarray, times: np.ndarray, step: int) -> float:
-    """Root mean square relative residual of ``times`` ~ a + b * ceil(width / step)."""
-    design = np.stack([np.ones(len(widths)), np.ceil(widths / step)], axis=1) / times[:, None]
-    solution, *_ = np.linalg.lstsq(design, np.ones(len(widths)), rcond=None)
-    return 100.0 * float(np.sqrt(np.mean((design @ solution - 1.0) ** 2)))
+def rise_within_treads(widths: np.ndarray, values: np.ndarray, step: int) -> float:
+    """Sum over the treads of ``step`` of last minus first value; widths ascending."""
+    treads = np.ceil(widths / step)
+    inside = treads[1:] == treads[:-1]
+    return float(np.diff(values)[inside].sum())
 
 
 def _unit(spec: LayerSpec) -> int:

@@ -224,6 +224,17 @@ class LatencyTable:
         drifts = [reference / self.reference_ms for _, reference in taken]
         return summarize([r for r, _ in taken], drifts)
 
+    def layer_ms(self, key: LayerKey) -> float:
+        """A layer's time inside a network: its measurement less the cost of calling the runtime.
+
+        At least a tenth of the measurement: the smallest layers are hardly more than the call.
+
+        Raises:
+            KeyError: never measured.
+        """
+        measured = self.measurement(key).median_ms
+        return max(measured - float(self.provenance.get("call_ms", 0.0)), 0.1 * measured)
+
     def layers(self) -> Iterator[LayerKey]:
         """The measured layers."""
         return (k for k in self.rounds if isinstance(k, LayerKey))

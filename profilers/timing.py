@@ -41,6 +41,17 @@ class Runner:
             run()
         return (self._clock() - start) * 1e3
 
+    def take_round(self, plan: SamplePlan) -> Round:
+        """Warm up, choose the loop count, and take one round."""
+        once = [self.elapsed_ms(1) for _ in range(2)]
+        per_run = max(once[-1], 1e-4)
+        warm = max(1, min(1000, round(plan.warmup_ms / per_run)))
+        per_run = max(self.elapsed_ms(warm) / warm, 1e-4)
+        loops = max(1, min(100_000, int(np.ceil(plan.sample_ms / per_run))))
+        samples = [self.elapsed_ms(loops) / loops for _ in range(plan.samples)]
+        low, middle, high = np.percentile(samples, [10, 50, 90])
+        return Round(float(middle), float(low), float(high), plan.samples, loops)
+
 
 Subject = Callable[[], AbstractContextManager[Runner]]
 """Opens a fresh runner; closing it frees the device and its threads."""
@@ -54,13 +65,11 @@ class SamplePlan:
         sample_ms: least length of a sample; runs are looped until it is reached.
         samples: samples a round.
         warmup_ms: discarded runs at the start of a round, at least two of them.
-        settle_s: pause before a round, so that the threads of the last one have gone to sleep.
     """
 
     sample_ms: float = 4.0
     samples: int = 5
     warmup_ms: float = 10.0
-    settle_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +119,6 @@ class Measurement:
         return None
 
 
-def take_round(runner: Runner, plan: SamplePlan) -> Round:
-    """Warm ``runner`` up, choose the loop count, and take one round."""
-    if plan.settle_s:
-        time.sleep(plan.settle_s)
-    once = [runner.elapsed_ms(1) for _ in range(2)]
-    per_run = max(once[-1], 1e-4)
-    warm = max(1, min(1000, round(plan.warmup_ms / per_run)))
-    per_run = max(runner.elapsed_ms(warm) / warm, 1e-4)
-    loops = max(1, min(100_000, int(np.ceil(plan.sample_ms / per_run))))
-    samples = [runner.elapsed_ms(loops) / loops for _ in range(plan.samples)]
-    low, middle, high = np.percentile(samples, [10, 50, 90])
-    return Round(float(middle), float(low), float(high), plan.samples, loops)
-
-
 def summarize(rounds: Sequence[Round], drifts: Sequence[float] | None = None) -> Measurement:
     """Combine rounds of one subject.
 
@@ -170,7 +165,7 @@ def measure_interleaved(
     *,
     plan: SamplePlan | None = None,
     min_rounds: int = 5,
-    max_rounds: int = 30,
+    max_rounds: int = 100,
     half_width_pct: float = 1.0,
     time_limit_s: float = 60.0,
     seed: int = 0,
@@ -186,7 +181,7 @@ def measure_interleaved(
         time_limit_s: stop after this time all the same (never before ``min_rounds``).
         on_round: called with the number of finished rounds.
     """
-    plan = plan or SamplePlan(settle_s=0.05)
+    plan = plan or SamplePlan()
     order = list(subjects)
     shuffler = random.Random(seed)
     rounds: dict[str, list[Round]] = {name: [] for name in order}
@@ -195,7 +190,7 @@ def measure_interleaved(
         shuffler.shuffle(order)
         for name in order:
             with subjects[name]() as runner:
-                rounds[name].append(take_round(runner, plan))
+                rounds[name].append(runner.take_round(plan))
         if on_round:
             on_round(number)
         if number < min_rounds:

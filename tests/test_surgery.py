@@ -7,9 +7,9 @@ import onnx
 import pytest
 import torch
 import torchvision
+from conftest import Residual, randomize_norms
 from torch import nn
 
-from conftest import Residual, randomize_norms
 from dsa_hw.coupling import Coupling, find_coupling
 from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.errors import RunFolderError, UnsupportedModel

@@ -94,14 +94,10 @@ def _glyphs(
 ) -> DataSplits:
     _need_rgb("glyphs", input_shape)
     _, height, width = input_shape
-    sizes = {
-        "train": _at_least_one("train", train_size, glyphs.TRAIN_SIZE),
-        "test": _at_least_one("test", test_size, glyphs.TEST_SIZE),
-    }
-    train, test = (
-        glyphs.make_glyphs(split, size, seed=seed, height=height, width=width)
-        for split, size in sizes.items()
-    )
+    train_size = _at_least_one("train", train_size, glyphs.TRAIN_SIZE)
+    test_size = _at_least_one("test", test_size, glyphs.TEST_SIZE)
+    train = glyphs.make_glyphs("train", train_size, seed=seed, height=height, width=width)
+    test = glyphs.make_glyphs("test", test_size, seed=seed, height=height, width=width)
     return DataSplits(train, test, len(glyphs.CHARACTERS), input_shape)
 
 

@@ -13,7 +13,7 @@ from dsa_hw.errors import UserError
 from dsa_hw.factories import is_factory_name, load_factory
 from dsa_hw.models import cifar
 
-OWN_MODELS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType(
+OWN_MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {
         factory.__name__: factory
         for factory in (
@@ -49,14 +49,11 @@ def resolve_model(
     """
     if name.startswith("timm:"):
         return _timm_model(name.removeprefix("timm:"), num_classes, pretrained)
-    if name in OWN_MODELS:
+    if name in OWN_MODELS or is_factory_name(name):
         _refuse_pretrained(name, pretrained)
-        factory = OWN_MODELS[name]
-        return _built(name, factory() if num_classes is None else factory(num_classes))
-    if is_factory_name(name):
-        _refuse_pretrained(name, pretrained)
-        factory = load_factory(name)
-        return _built(name, factory() if num_classes is None else factory(num_classes=num_classes))
+        factory = OWN_MODELS[name] if name in OWN_MODELS else load_factory(name)
+        model = factory() if num_classes is None else factory(num_classes=num_classes)
+        return _checked(name, model)
     return _torchvision_model(name, num_classes, pretrained)
 
 
@@ -78,24 +75,21 @@ def _torchvision_model(name: str, num_classes: int | None, pretrained: bool) -> 
     known = models.list_models(module=models)
     if name not in known:
         raise _unknown_model(name, [*OWN_MODELS, *known])
-    options = _torchvision_options(name, pretrained)
+    # two networks have auxiliary classifiers; without them a network has one output
+    has_auxiliary = name in ("googlenet", "inception_v3")
     if not pretrained:
+        options = {"aux_logits": False, "init_weights": True} if has_auxiliary else {}
         classes = _IMAGENET_CLASSES if num_classes is None else num_classes
         return models.get_model(name, weights=None, num_classes=classes, **options)
     try:
-        model = models.get_model(name, weights="DEFAULT", **options)
+        model = models.get_model(name, weights="DEFAULT")
     except (OSError, RuntimeError) as error:  # no connection, or a damaged download
         raise _no_weights(name, error) from error
-    if num_classes not in (None, _IMAGENET_CLASSES):
+    if name == "inception_v3":  # loads with its classifier; googlenet drops its own
+        model.aux_logits, model.AuxLogits = False, None
+    if num_classes is not None and num_classes != _IMAGENET_CLASSES:
         _replace_head(model, num_classes)
     return model
-
-
-def _torchvision_options(name: str, pretrained: bool) -> dict[str, bool]:
-    """The two networks with auxiliary classifiers get none: one input, one output."""
-    if name not in ("googlenet", "inception_v3"):
-        return {}
-    return {"aux_logits": False, "init_weights": not pretrained}
 
 
 def _replace_head(model: nn.Module, num_classes: int) -> None:
@@ -161,7 +155,7 @@ def _import_torchvision_models() -> ModuleType:
     return models
 
 
-def _built(name: str, model: object) -> nn.Module:
+def _checked(name: str, model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UserError(
             f"{name} returned a {type(model).__name__}; a model factory must return a "

@@ -65,9 +65,9 @@ def open_backend(
         raise BackendUnavailable(
             f"precision {precision} is not measured on the CPU by this version; use fp32"
         )
-    from profilers.backends.onnxruntime_cpu import OnnxRuntimeCpu
+    from profilers.backends.isolated import IsolatedOnnxRuntimeCpu
 
-    return OnnxRuntimeCpu(batch_size=batch_size, threads=threads)
+    return IsolatedOnnxRuntimeCpu(batch_size=batch_size, threads=threads)
 
 
 def _why_no_cuda(device: str) -> str:

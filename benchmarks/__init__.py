@@ -1,0 +1,1 @@
+"""What measures speed and quality; each module says what; figures lie in ``results/``."""

@@ -1,0 +1,62 @@
+"""What every benchmark shares: arguments, provenance, the table and the closing line of JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a benchmark was called."""
+
+    quick: bool
+    out: Path
+
+
+def parse(name: str, description: str | None, argv: Sequence[str] | None = None) -> Options:
+    """``--quick`` and ``--out``."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    parser.add_argument("--quick", action="store_true", help="a smaller sample, in 5 minutes")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for NAME.json")
+    found = parser.parse_args(argv)
+    return Options(found.quick, found.out)
+
+
+def provenance(backend_provenance: dict[str, Any]) -> dict[str, Any]:
+    """Where, with what and when figures were measured."""
+    import torch
+
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True, text=True, cwd=Path(__file__).parent, check=False,
+    ).stdout.strip()  # fmt: skip
+    return {
+        **backend_provenance,
+        "torch": torch.__version__,
+        "commit": commit or "unknown",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def finish(
+    name: str, options: Options, figures: dict[str, Any], origin: dict[str, Any], table: Table
+) -> None:
+    """Print the table and the closing line; write the same as JSON."""
+    Console().print(table)
+    content = {"benchmark": name, "figures": figures, "provenance": origin}
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"{name}{'_quick' if options.quick else ''}.json"
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(content))

@@ -1,0 +1,83 @@
+"""A latency device that exists nowhere: deterministic times by formula, for tests.
+
+It implements the backend protocol by reading an ONNX model's convolutions and charging each by
+its channels rounded up to a step. No clock is involved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from profilers.timing import Runner
+
+STEP = 8
+
+
+def conv_ms(cin: int, cout: int, pixels: int, taps: int) -> float:
+    """Staircase time of one layer, ms."""
+    up = [math.ceil(c / STEP) * STEP for c in (cin, cout)]
+    return 0.002 + 2e-8 * up[0] * up[1] * pixels * taps + 1e-7 * up[1] * pixels
+
+
+class FakeRunner(Runner):
+    """Takes the same time at every run."""
+
+    def __init__(self, ms: float) -> None:
+        self._ms = ms
+
+    def elapsed_ms(self, loops: int) -> float:
+        return self._ms * loops
+
+
+class FakeDevice:
+    """FAKE DEVICE (test): batch 1, no noise; ``slowdown`` scales whole networks only."""
+
+    name = "fake"
+
+    def __init__(self, slowdown: float = 1.0) -> None:
+        self.slowdown = slowdown
+        self.opened = 0
+
+    def provenance(self) -> dict[str, str | int]:
+        return {
+            "device": "FAKE DEVICE (test)", "cpu_features": "none", "driver": "none",
+            "runtime": "fake", "runtime_version": "0", "provider": "none",
+            "precision": "fp32", "batch_size": 1, "threads": 1,
+        }  # fmt: skip
+
+    @contextmanager
+    def open(self, model: bytes | Path) -> Iterator[Runner]:
+        self.opened += 1
+        yield FakeRunner(0.01 + self.slowdown * network_ms(model))
+
+    @contextmanager
+    def open_layer(self, model: bytes) -> Iterator[Runner]:
+        self.opened += 1
+        yield FakeRunner(network_ms(model))
+
+    def outputs(self, model: bytes | Path, inputs: np.ndarray) -> np.ndarray:
+        raise NotImplementedError("the fake device computes nothing")
+
+
+def network_ms(model: bytes | Path) -> float:
+    """Sum over the convolutions and linear layers of a model."""
+    loaded = onnx.load(model) if isinstance(model, Path) else onnx.load_from_string(model)
+    loaded = onnx.shape_inference.infer_shapes(loaded)
+    graph = loaded.graph
+    values = [*graph.value_info, *graph.output]
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+    weights = {i.name: i.dims for i in graph.initializer}
+    total = 0.0
+    for node in graph.node:
+        if node.op_type not in ("Conv", "Gemm"):
+            continue
+        dims = weights[node.input[1]]
+        pixels = math.prod(shapes[node.output[0]][2:])
+        total += conv_ms(dims[1], dims[0], pixels, math.prod(dims[2:]))
+    return total

@@ -1,0 +1,180 @@
+"""The latency model: exact at knots, differentiable between them, calibrated, never silent."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import Residual
+from fake_device import STEP, FakeDevice, network_ms
+from torch import Tensor, nn
+
+from dsa_hw.budgets import LatencyBudget, count, flops_budget, params_budget
+from dsa_hw.calibration import calibrate
+from dsa_hw.coupling import find_coupling
+from dsa_hw.deployed import DeployedGraph, export_onnx
+from dsa_hw.latency_model import LatencyModel
+from dsa_hw.profiling import ProfiledNetwork, latency_model, profile_network
+from profilers.errors import MissingMeasurement
+from profilers.table import LatencyTable, LayerKey
+
+
+@pytest.fixture(scope="module")
+def graph() -> DeployedGraph:
+    torch.manual_seed(0)
+    model, x = Residual(), torch.randn(1, 3, 16, 16)
+    return DeployedGraph(export_onnx(model, x), find_coupling(model, x))
+
+
+def fresh_table() -> LatencyTable:
+    return LatencyTable(dict(FakeDevice().provenance()) | {"reference_ms": 1.0})
+
+
+def reference_table() -> LatencyTable:
+    """Reference time of the fake device, so that drift is exactly 1."""
+    device, table = FakeDevice(), fresh_table()
+    from profilers.collect import nominal_reference_ms
+
+    table.provenance["reference_ms"] = nominal_reference_ms(device)
+    return table
+
+
+@pytest.fixture(scope="module")
+def profiled(graph: DeployedGraph) -> tuple[ProfiledNetwork, LatencyTable]:
+    table = reference_table()
+    return profile_network(graph, FakeDevice(), table, networks=12, rounds=2), table
+
+
+def widths_on_steps(profiled: ProfiledNetwork, seed: int) -> tuple[int, ...]:
+    return profiled.latency.choices.random(np.random.default_rng(seed))
+
+
+def test_steps_are_found(profiled) -> None:
+    found, _ = profiled
+    assert found.latency.steps["conv"] == STEP
+    assert found.latency.steps["pointwise"] == STEP
+
+
+def test_prediction_of_networks_it_has_not_seen(profiled, graph: DeployedGraph) -> None:
+    found, _ = profiled
+    for seed in range(20):
+        widths = widths_on_steps(found, 1000 + seed)
+        truth = 0.01 + network_ms(graph.resized(widths))
+        predicted = float(found.latency.model.staircase_ms(torch.tensor(widths).float()))
+        # the fake device charges every layer by a bilinear function; only the ridge is in the way
+        assert predicted == pytest.approx(truth, rel=0.01)
+
+
+def test_prediction_is_exact_at_knots(profiled, graph: DeployedGraph) -> None:
+    found, table = profiled
+    model = LatencyModel(graph, table, found.latency.choices, found.latency.steps)
+    dense = torch.tensor(graph.dense_widths).float()
+    per_layer = model.layer_ms(dense)
+    for layer, ms in zip(graph.layers, per_layer.tolist(), strict=True):
+        key = LayerKey(
+            layer.spec,
+            round(layer.cin(graph.dense_widths)),
+            round(layer.cout(graph.dense_widths)),
+        )
+        assert ms == pytest.approx(table.measurement(key).median_ms, rel=1e-5)
+
+
+def test_gradient_matches_finite_differences(profiled, graph: DeployedGraph) -> None:
+    found, _ = profiled
+    model = found.latency.model
+    start = torch.tensor(graph.dense_widths).float() * 0.83 + 0.37  # between knots
+    widths = start.clone().requires_grad_()
+    model.predict_ms(widths).backward()
+    for group in range(len(start)):
+        step = torch.zeros_like(start)
+        step[group] = 0.25
+        slope = (model.predict_ms(start + step) - model.predict_ms(start - step)) / 0.5
+        assert widths.grad is not None
+        # float32 latencies of about 0.1 ms differ by 1e-8 at the least: 1e-5 relative to slopes
+        assert float(widths.grad[group]) == pytest.approx(float(slope), rel=0.02, abs=1e-6)
+
+
+def test_batch_equals_one_by_one(profiled) -> None:
+    found, _ = profiled
+    model = found.latency.model
+    many = torch.tensor([widths_on_steps(found, s) for s in range(16)]).float()
+    single = torch.stack([model.staircase_ms(w) for w in many])
+    torch.testing.assert_close(model.staircase_ms(many), single)
+
+
+def test_widths_between_steps_cost_the_next_step(profiled, graph: DeployedGraph) -> None:
+    model = profiled[0].latency.model
+    dense = torch.tensor(graph.dense_widths).float()
+    on, below = dense.clone(), dense.clone()
+    on[0], below[0] = 24.0, 19.0
+    layers = [model.layer_ms(w, staircase=True) for w in (on, below)]
+    torch.testing.assert_close(layers[0], layers[1])
+
+
+def test_slower_networks_than_layers_are_learned_by_calibration(graph: DeployedGraph) -> None:
+    table = reference_table()
+    found = profile_network(graph, FakeDevice(slowdown=1.3), table, networks=16, rounds=2)
+    scales = found.latency.calibration.coefficients.scales
+    assert scales["conv"] == pytest.approx(1.3, rel=0.1)  # the ridge pulls toward 1
+    assert found.latency.calibration.heldout_mape_pct < 2.0
+
+
+def test_rescaling_all_times_rescales_predictions(profiled, graph: DeployedGraph) -> None:
+    found, table = profiled
+    doubled = LatencyTable(dict(table.provenance))
+    for key, rounds in table.rounds.items():
+        import dataclasses
+
+        doubled.rounds[key] = [
+            (dataclasses.replace(r, median_ms=2 * r.median_ms), ref) for r, ref in rounds
+        ]
+    again = latency_model(graph, doubled).model
+    widths = torch.tensor(widths_on_steps(found, 5)).float()
+    expected = 2 * found.latency.model.predict_ms(widths)
+    torch.testing.assert_close(again.predict_ms(widths), expected, rtol=1e-4, atol=0)
+
+
+def test_missing_measurements_are_named(profiled, graph: DeployedGraph) -> None:
+    found, table = profiled
+    key = next(k for k in table.layers() if k.spec == graph.layers[0].spec)
+    lacking = LatencyTable(dict(table.provenance))
+    lacking.rounds = {k: v for k, v in table.rounds.items() if k != key}
+    with pytest.raises(MissingMeasurement, match=r"no measurement of conv .* python -m dsa_hw"):
+        LatencyModel(graph, lacking, found.latency.choices, found.latency.steps)
+    with pytest.raises(MissingMeasurement, match="python -m dsa_hw"):
+        LatencyBudget(fresh_table(), 1.0).bind(graph)
+
+
+def test_calibration_reports_errors_of_networks_left_out(profiled, graph: DeployedGraph) -> None:
+    found, table = profiled
+    keys = list(table.networks())
+    points = calibrate(found.latency.model, table, keys).points
+    assert [p.measured_ms for p in points] == [table.measurement(k).median_ms for k in keys]
+    assert found.latency.calibration.heldout_mape_pct < 1.0
+
+
+def test_counts_match_torch(graph: DeployedGraph) -> None:
+    model = Residual()
+    layers = (nn.Conv2d, nn.Linear)
+    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, layers))
+    assert count(params_budget(graph, 1.0), graph.dense_widths) == weights
+    operations = []
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module.weight, Tensor)
+        operations.append(2 * output[0, 0].numel() * module.weight.numel())
+
+    for module in model.modules():
+        if isinstance(module, layers):
+            module.register_forward_hook(record)
+    model(torch.zeros(1, 3, 16, 16))
+    assert count(flops_budget(graph, 1.0), graph.dense_widths) == sum(operations)
+
+
+def test_profiling_again_measures_nothing(graph: DeployedGraph, profiled) -> None:
+    _, table = profiled
+    device = FakeDevice()
+    again = profile_network(graph, device, table, networks=12, rounds=2)
+    assert again.collected.measured == 0
+    assert again.collected.reused > 50
+    assert device.opened == 0

@@ -1,0 +1,197 @@
+"""DSA in a user's own loop: budgets, resume, warm-up, and the end."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Residual
+from fake_device import FakeDevice
+from torch import Tensor, nn
+
+import dsa_hw
+from dsa_hw.budgets import LatencyBudget, count, flops_budget, params_budget
+from dsa_hw.coupling import find_coupling
+from dsa_hw.deployed import DeployedGraph, export_onnx
+from dsa_hw.profiling import profile_network
+from dsa_hw.search import DSAPruner, SearchSettings, outputs_of
+from profilers.collect import nominal_reference_ms
+from profilers.table import LatencyTable
+
+STEPS = 120
+
+
+class Toy:
+    """A task with something to learn: which of four quadrants of the image is bright."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def batch(self, size: int = 32) -> tuple[Tensor, Tensor]:
+        labels = torch.randint(4, (size,), generator=self._generator)
+        x = torch.randn(size, 3, 16, 16, generator=self._generator)
+        for image, label in zip(x, labels.tolist(), strict=True):
+            row, column = divmod(label, 2)
+            image[:, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += 1.0
+        return x, labels
+
+
+def search(
+    budgets: Any, steps: int = STEPS, events: list[dict] | None = None, **options: Any
+) -> tuple[nn.Module, DSAPruner]:
+    """The loop of the README."""
+    torch.manual_seed(0)
+    model, example = Residual(), torch.zeros(1, 3, 16, 16)
+    toy, criterion = Toy(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    pruner = DSAPruner(
+        model, example, budgets, total_steps=steps,
+        on_event=None if events is None else events.append, **options,
+    )  # fmt: skip
+    for _ in range(steps):
+        run_step(model, optimizer, pruner, toy, criterion)
+    return model, pruner
+
+
+def run_step(model: nn.Module, optimizer, pruner: DSAPruner, toy: Toy, criterion) -> None:
+    x, y = toy.batch()
+    criterion(model(x), y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    xv, yv = toy.batch()
+    pruner.step(validation_loss=lambda: criterion(model(xv), yv))
+
+
+@pytest.fixture(scope="module")
+def graph() -> DeployedGraph:
+    model, x = Residual(), torch.zeros(1, 3, 16, 16)
+    return DeployedGraph(export_onnx(model, x), find_coupling(model, x))
+
+
+@pytest.fixture(scope="module")
+def table(graph: DeployedGraph) -> LatencyTable:
+    device = FakeDevice()
+    header = dict(device.provenance()) | {"reference_ms": nominal_reference_ms(device)}
+    table = LatencyTable(header)
+    profile_network(graph, device, table, networks=12, rounds=2)
+    return table
+
+
+def test_a_latency_budget_is_met(table: LatencyTable, graph: DeployedGraph) -> None:
+    dense_budget, choices = LatencyBudget(table, 1.0).bind(graph)
+    dense_ms = count(dense_budget, graph.dense_widths)
+    budget = dsa_hw.LatencyBudget(table, target_ms=0.6 * dense_ms)
+    events: list[dict] = []
+    _, pruner = search(budget, events=events)
+    found = pruner.finish_with_report()
+    charged = found.allocation.costs["latency"]
+    assert 0.5 * dense_ms < charged <= 0.6 * dense_ms
+    assert all(w in c for w, c in zip(found.allocation.widths, choices.widths, strict=True))
+    x = torch.randn(4, 3, 16, 16)
+    assert outputs_of(found.model, x).shape == (4, 10)
+    assert found.masked_vs_pruned_max_abs <= 1e-4
+    steps = [e for e in events if e["event"] == "search_step"]
+    assert {e["phase"] for e in steps} == {"warmup", "search"}
+    # the search itself ends near the target; rounding does not have to make up for it
+    assert steps[-1]["costs"]["latency"] == pytest.approx(0.6 * dense_ms, rel=0.1)
+
+
+def test_finish_gives_a_smaller_module_that_still_trains(table: LatencyTable, graph) -> None:
+    dense_budget, _ = LatencyBudget(table, 1.0).bind(graph)
+    target = 0.6 * count(dense_budget, graph.dense_widths)
+    model, pruner = search(LatencyBudget(table, target), steps=40)
+    small = pruner.finish()
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    small(torch.randn(4, 3, 16, 16)).sum().backward()
+    assert all(p.grad is not None for p in small.parameters())
+
+
+def test_several_budgets_at_once(graph: DeployedGraph) -> None:
+    budgets = [dsa_hw.FlopsBudget(0.5), dsa_hw.ParamsBudget(0.6)]
+    _, pruner = search(budgets, steps=80)
+    widths = pruner.finish_with_report().allocation.widths.tolist()
+    dense = graph.dense_widths
+    for make, limit in ((flops_budget, 0.5), (params_budget, 0.6)):
+        budget = make(graph, 1.0)
+        assert count(budget, widths) <= limit * count(budget, dense)
+
+
+def test_masks_wait_for_the_loss_to_fall() -> None:
+    events: list[dict] = []
+    settings = SearchSettings(fallen=0.0)  # it never has fallen far enough
+    search(dsa_hw.FlopsBudget(0.5), events=events, settings=settings, steps=60)
+    phases = [e["phase"] for e in events if e["event"] == "search_step"]
+    assert phases.index("search") >= 2  # half of 60 steps, logged every tenth
+    warnings = [e["message"] for e in events if e["event"] == "warning"]
+    assert any("has not started to fall" in w for w in warnings)
+
+
+def test_too_short_a_search_is_told() -> None:
+    events: list[dict] = []
+    _, pruner = search(dsa_hw.FlopsBudget(0.5), events=events, steps=2)
+    pruner.finish()
+    assert any("never began" in e.get("message", "") for e in events)
+
+
+def test_resume_continues_bit_for_bit() -> None:
+    whole_model, whole = search(dsa_hw.FlopsBudget(0.5), steps=60)
+    torch.manual_seed(0)
+    model, toy, criterion = Residual(), Toy(), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    example = torch.zeros(1, 3, 16, 16)
+    first = DSAPruner(model, example, dsa_hw.FlopsBudget(0.5), total_steps=60)
+    for _ in range(37):
+        run_step(model, optimizer, first, toy, criterion)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), first.state_dict()))
+    again = Residual()
+    second = DSAPruner(again, example, dsa_hw.FlopsBudget(0.5), total_steps=60)
+    again.load_state_dict(saved[0])
+    new_optimizer = torch.optim.SGD(again.parameters(), lr=0.05, momentum=0.9)
+    new_optimizer.load_state_dict(saved[1])
+    second.load_state_dict(saved[2])
+    for _ in range(23):
+        run_step(again, new_optimizer, second, toy, criterion)
+    assert torch.equal(second.keep_ratios, whole.keep_ratios)
+    for name, value in whole_model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_excluded_groups_keep_all(graph: DeployedGraph) -> None:
+    _, pruner = search(dsa_hw.FlopsBudget(0.6), steps=60, exclude=["a1"])
+    found = pruner.finish_with_report()
+    index = [g.name for g in pruner.coupling.groups].index("a1")
+    assert found.allocation.widths[index] == graph.dense_widths[index]
+    assert found.keep_ratios[index] == 1.0
+
+
+def test_validation_batches_leave_running_statistics_alone() -> None:
+    settings = SearchSettings(validation_every=1, warmup=(0.0, 0.0))
+    torch.manual_seed(0)
+    model, example = Residual(), torch.zeros(1, 3, 16, 16)
+    pruner = DSAPruner(model, example, dsa_hw.FlopsBudget(0.5), 10, settings=settings)
+    before = {n: b.clone() for n, b in model.named_buffers() if "running" in n}
+    x, y = Toy().batch()
+    for _ in range(4):
+        pruner.step(lambda: nn.functional.cross_entropy(model(x), y))
+    for name, value in model.named_buffers():
+        if name in before:
+            assert torch.equal(value, before[name])
+
+
+def test_infeasible_targets_say_the_least(table: LatencyTable) -> None:
+    _, pruner = search(LatencyBudget(table, 1e-6), steps=4)
+    with pytest.raises(dsa_hw.InfeasibleBudget, match="the least this network can have"):
+        pruner.finish()
+
+
+def test_keep_ratios_stay_within_what_the_device_allows(table: LatencyTable, graph) -> None:
+    dense_budget, choices = LatencyBudget(table, 1.0).bind(graph)
+    target = 0.4 * count(dense_budget, graph.dense_widths)
+    _, pruner = search(LatencyBudget(table, target))
+    ratios = pruner.keep_ratios.detach().numpy()
+    assert (ratios <= 1.0).all()
+    assert (ratios >= choices.least / choices.dense - 1e-6).all()
+    assert np.isfinite(ratios).all()

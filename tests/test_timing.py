@@ -1,0 +1,189 @@
+"""Timing with an injected clock: calibration of loops, intervals, drift, the stop rule."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from fake_device import FakeDevice
+
+from profilers.collect import Request, collect
+from profilers.spec import LayerSpec
+from profilers.steps import CANDIDATES, SWEEP, rise_within_treads
+from profilers.table import LatencyTable, LayerKey
+from profilers.timing import (
+    Measurement,
+    Round,
+    Runner,
+    SamplePlan,
+    measure_interleaved,
+    median_interval,
+    ratio,
+    summarize,
+)
+
+
+class FakeClock:
+    """Seconds that pass only when a run says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def subject(self, ms: float, log: list[str] | None = None, name: str = ""):
+        """A subject whose runs take ``ms`` each on this clock."""
+
+        @contextmanager
+        def opened() -> Iterator[Runner]:
+            def run() -> None:
+                self.now += ms / 1e3
+
+            if log is not None:
+                log.append(name)
+            yield Runner(run, clock=self)
+
+        return opened
+
+
+def test_loops_fill_a_sample() -> None:
+    clock = FakeClock()
+    with clock.subject(0.5)() as runner:
+        taken = runner.take_round(SamplePlan(sample_ms=10.0, samples=3, warmup_ms=5.0))
+    assert taken.loops == pytest.approx(20, abs=1)
+    assert taken.median_ms == pytest.approx(0.5)
+
+
+def test_a_long_run_is_its_own_sample() -> None:
+    clock = FakeClock()
+    with clock.subject(80.0)() as runner:
+        assert runner.take_round(SamplePlan(sample_ms=10.0)).loops == 1
+
+
+def test_drift_is_divided_out() -> None:
+    rounds = [Round(1.0, 1.0, 1.0, 5, 1), Round(2.0, 2.0, 2.0, 5, 1)]
+    assert summarize(rounds, [1.0, 2.0]).round_ms == (1.0, 1.0)
+
+
+def test_interval_covers_the_median_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    for count in (4, 8, 20):
+        hits = 0
+        for _ in range(400):
+            low, high = median_interval(rng.normal(10.0, 0.5, count).tolist())
+            hits += low <= 10.0 <= high
+        # 95% nominal; the quartile spread of few values is rough, hence a margin of 9 points
+        assert hits / 400 >= 0.86
+
+
+def test_one_disturbed_round_does_not_widen_the_interval() -> None:
+    calm = [1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 1.0, 1.01]
+    low, high = median_interval([*calm, 9.0])
+    assert high - low < 0.1
+
+
+def test_one_round_gives_no_interval() -> None:
+    assert median_interval([1.0]) == (0.0, math.inf)
+
+
+def test_rounds_stop_when_intervals_are_narrow() -> None:
+    clock, rounds = FakeClock(), []
+    found = measure_interleaved(
+        {"a": clock.subject(1.0), "b": clock.subject(2.0)},
+        min_rounds=5, clock=clock, on_round=rounds.append,
+    )  # fmt: skip
+    assert rounds[-1] == 5  # no noise at all: the least number
+    assert found["b"].median_ms == pytest.approx(2.0)
+    value, (low, high) = ratio(found["b"], found["a"])
+    assert value == pytest.approx(2.0)
+    assert low <= 2.0 + 1e-9  # the clock adds up floats
+    assert high >= 2.0 - 1e-9
+
+
+def test_noise_runs_into_the_time_limit_and_warns() -> None:
+    clock = FakeClock()
+    noise = itertools.cycle([1.0, 3.0, 1.5, 2.5])
+
+    @contextmanager
+    def noisy() -> Iterator[Runner]:
+        ms = next(noise)
+
+        def run() -> None:
+            clock.now += ms / 1e3
+
+        yield Runner(run, clock=clock)
+
+    found = measure_interleaved({"noisy": noisy}, time_limit_s=2.0, max_rounds=1000, clock=clock)
+    assert clock.now - 100.0 < 3.0
+    assert found["noisy"].warning is not None
+    assert "95% interval" in found["noisy"].warning
+
+
+def test_order_is_shuffled_and_balanced() -> None:
+    clock, log = FakeClock(), []
+    measure_interleaved(
+        {n: clock.subject(1.0, log, n) for n in "abc"}, min_rounds=12, max_rounds=12, clock=clock
+    )
+    turns = ["".join(log[i : i + 3]) for i in range(0, len(log), 3)]
+    assert {"".join(sorted(t)) for t in turns} == {"abc"}
+    assert len(set(turns)) > 2
+
+
+def test_steady_measurement_has_no_warning() -> None:
+    assert Measurement(1.0, 1.0, 1.0, (0.99, 1.01), 5, 1.0).warning is None
+
+
+SPEC = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 8x8 b1 fp32")
+
+
+class Interrupted(FakeDevice):
+    """A fake device that fails after some layers, as a killed process would."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    @contextmanager
+    def open_layer(self, model: bytes) -> Iterator[Runner]:
+        if self.opened >= self.after:
+            raise KeyboardInterrupt
+        with super().open_layer(model) as runner:
+            yield runner
+
+
+@pytest.mark.parametrize("after", [1, 7, 20, 33])
+def test_an_interrupted_collection_loses_nothing(after: int, tmp_path) -> None:
+    provenance = dict(FakeDevice().provenance()) | {"reference_ms": 1.0}
+    requests = [Request.layer(SPEC, 8, 8 * (i + 1)) for i in range(8)]
+    table = LatencyTable.open(tmp_path / "t.jsonl", provenance)
+    with pytest.raises(KeyboardInterrupt):
+        collect(table, Interrupted(after), requests, rounds=4)
+    kept = len(LatencyTable.load(tmp_path / "t.jsonl"))
+    assert kept == len(table)
+    again = LatencyTable.load(tmp_path / "t.jsonl")
+    collect(again, FakeDevice(), requests, rounds=4)
+    assert len(LatencyTable.load(tmp_path / "t.jsonl")) == 8 * 4  # not one round more
+    repeated = collect(again, FakeDevice(), requests, rounds=4)
+    assert (repeated.measured, repeated.reused) == (0, 8)
+
+
+def test_collection_measures_each_key_once(tmp_path) -> None:
+    provenance = dict(FakeDevice().provenance()) | {"reference_ms": 1.0}
+    table = LatencyTable.open(tmp_path / "t.jsonl", provenance)
+    requests = [Request.layer(SPEC, 8, 16)] * 5
+    assert collect(table, FakeDevice(), requests).measured == 1
+    assert LayerKey(SPEC, 8, 16) in table
+
+
+@pytest.mark.parametrize("step", [8, 16, 32])
+def test_treads_of_a_staircase_hold_no_rise(step: int) -> None:
+    widths = np.array(SWEEP)
+    treads = np.log(0.01 + np.ceil(widths / step) ** 1.2)
+    rises = {s: rise_within_treads(widths, treads, s) for s in CANDIDATES}
+    assert rises[step] == pytest.approx(0.0, abs=1e-12)
+    assert all(rises[s] > 0.2 * (treads[-1] - treads[0]) for s in CANDIDATES if s > step)
