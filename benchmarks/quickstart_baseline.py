@@ -72,7 +72,7 @@ def _compare(config: PruneConfig, result: dict[str, Any], progress: Progress) ->
     scores = AtomImportance(model, dense.graph.coupling, "bn_scale")().cpu().numpy()
     keep = keep_most_important(dense.graph.coupling, widths, list(scores))
     small = trainer.prepare(remove_channels(model, dense.graph.coupling, keep))
-    steps = config.epochs * trainer.steps(searching=False)
+    steps = config.epochs * trainer.steps
     trainer.train(small, Stage("uniform", config.epochs, 0, steps))
     accuracy = trainer.accuracy(small)
     uniform_path = folder.path / "model.onnx"

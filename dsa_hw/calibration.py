@@ -17,6 +17,7 @@ from dsa_hw.latency_model import Coefficients, LatencyModel
 from profilers.table import LatencyTable, NetworkKey
 from profilers.timing import Measurement
 
+REWEIGHTINGS = 4
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
@@ -70,7 +71,7 @@ def calibrate(
     times = np.array([m.median_ms for m in measured])
     prior = np.array([0.0] + [1.0 if k in model.coefficients.scales else 0.0 for k in kinds])
     heldout = {ridge: _leave_one_out(design, times, prior, ridge) for ridge in RIDGES}
-    ridge = min(RIDGES, key=lambda r: float(np.mean((heldout[r] / times - 1.0) ** 2)))
+    ridge = min(RIDGES, key=lambda r: float(np.mean(np.abs(heldout[r] / times - 1.0))))
     solution = _fit(design, times, prior, ridge)
     values = dict(zip(kinds, solution[1:].tolist(), strict=True))
     coefficients = Coefficients(
@@ -85,13 +86,23 @@ def calibrate(
 def _fit(design: np.ndarray, times: np.ndarray, prior: np.ndarray, ridge: float) -> np.ndarray:
     """min |(X theta - y) / y|^2 + ridge * |weight * (theta - prior)|^2 over theta >= 0.
 
-    A coefficient's weight is its mean share of the latency, so that units do not matter.
+    Networks with large residuals count less (Huber's weights): one disturbed measurement must not
+    bend the fit. A coefficient's weight is its mean share of the latency: units do not matter.
     """
     scale = np.maximum(np.abs(design).mean(axis=0), 1e-12)
     share = scale / times.mean()
-    system = np.vstack([design / times[:, None], np.sqrt(ridge) * np.diag(share)]) / scale
-    right = np.concatenate([np.ones(len(times)), np.sqrt(ridge) * share * prior])
-    return nnls(system, right)[0] / scale
+    relative = design / times[:, None]
+    weights = np.ones(len(times))
+    solution = prior
+    for _ in range(REWEIGHTINGS):
+        root = np.sqrt(weights)
+        system = np.vstack([root[:, None] * relative, np.sqrt(ridge) * np.diag(share)]) / scale
+        right = np.concatenate([root, np.sqrt(ridge) * share * prior])
+        solution = nnls(system, right)[0] / scale
+        residuals = np.abs(relative @ solution - 1.0)
+        limit = 2.0 * float(np.median(residuals)) + 1e-9
+        weights = np.minimum(1.0, limit / np.maximum(residuals, 1e-12))
+    return solution
 
 
 def _leave_one_out(

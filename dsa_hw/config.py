@@ -85,7 +85,7 @@ class PruneConfig(ModelConfig):
     optimizer: Literal["sgd", "adamw"] = _option("sgd", "sgd (Nesterov momentum 0.9) or adamw")
     lr: float = _option(0.1, "peak learning rate")
     weight_decay: float = _option(5e-4, "weight decay")
-    validation_fraction: float = _option(0.2, "training data set aside for the keep ratios")
+    validation_fraction: float = _option(0.1, "training data set aside for the keep ratios")
     mixed_precision: Literal["no", "bf16", "fp16"] = _option("no", "training precision")
     train_device: str | None = _option(None, "cpu or cuda; CUDA where there is one if unset")
 

@@ -278,7 +278,7 @@ class _Run:
         if config.train_dense:
             with self.watch.measure("dense"):
                 model = trainer.prepare(build_model(config, self._classes()))
-                steps = config.epochs * trainer.steps(searching=False)
+                steps = config.epochs * trainer.steps
                 trainer.train(model, Stage("dense", config.epochs, 0, steps))
                 return trainer.accuracy(model)
         if config.pretrained or config.weights:
@@ -379,7 +379,7 @@ class _Run:
         config, trainer = self.config, self.trainer
         assert trainer is not None
         model = trainer.prepare(build_model(config, self._classes()))
-        per_epoch = trainer.steps(searching=True)
+        per_epoch = trainer.steps
         steps = config.search_epochs * per_epoch
         pruner = DSAPruner(
             model, self.dense.example.to(trainer.device), self._requests(), steps,
@@ -405,16 +405,14 @@ class _Run:
     def _all_steps(self) -> int:
         config, trainer = self.config, self.trainer
         assert trainer is not None
-        return config.search_epochs * trainer.steps(
-            searching=True
-        ) + config.resolved_finetune_epochs * trainer.steps(searching=False)
+        return config.epochs * trainer.steps
 
     def _finetune(self, small: nn.Module) -> float | None:
         config, trainer = self.config, self.trainer
         if trainer is None:
             return None
         trainer.prepare(small)
-        first = config.search_epochs * trainer.steps(searching=True)
+        first = config.search_epochs * trainer.steps
         stage = Stage("finetune", config.resolved_finetune_epochs, first, self._all_steps())
         with self.watch.measure("finetune"):
             trainer.train(small, stage)

@@ -61,21 +61,23 @@ def profile_network(
 
     Args:
         networks: whole networks of random widths for calibration, the dense one included.
-        rounds: of each measurement.
+        rounds: of each layer; networks and the sweeps for steps get twice as many.
     """
 
-    def measure(what: str, requests: list[Request]) -> Collected:
+    def measure(what: str, requests: list[Request], rounds: int) -> Collected:
         report = None if on_progress is None else functools.partial(on_progress, what)
         return collect(table, backend, requests, rounds=rounds, seed=seed, on_progress=report)
 
     specs = [layer.spec for layer in graph.layers]
-    parts = [measure("steps", sweep_requests(specs))]
+    parts = [measure("steps", sweep_requests(specs), 2 * rounds)]
     steps = find_steps(table, specs)
     choices = width_choices(graph, steps)
-    parts.append(measure("layers", table_requests(graph, choices, steps)))
+    parts.append(measure("layers", table_requests(graph, choices, steps), rounds))
     keys = calibration_networks(graph, choices, networks, seed)
     parts.append(
-        measure("networks", [Request(k, lambda w=k.widths: graph.resized(w)) for k in keys])
+        measure(
+            "networks", [Request(k, lambda w=k.widths: graph.resized(w)) for k in keys], 2 * rounds
+        )
     )
     return ProfiledNetwork(latency_model(graph, table), _sum(parts))
 

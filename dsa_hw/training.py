@@ -5,6 +5,7 @@ The library itself needs only ``DSAPruner.step`` in a loop of the user's own.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -74,10 +75,14 @@ class Trainer:
         self._search, self._validation = (_flat(part) for part in parts)
         self.criterion = nn.CrossEntropyLoss()
 
-    def steps(self, searching: bool) -> int:
-        """Optimizer steps an epoch."""
-        count = len_of(self._search if searching else self._train)
-        return count // self._config.train_batch_size or 1
+    @property
+    def steps(self) -> int:
+        """Optimizer steps an epoch.
+
+        The same in the search, whose split is smaller: it goes through it more than once, so
+        that an epoch means as many updates of the weights everywhere.
+        """
+        return len_of(self._train) // self._config.train_batch_size or 1
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Move to the training device, channels last."""
@@ -154,10 +159,11 @@ class Trainer:
         """One epoch; returns its mean training loss."""
         model.train()
         source = self._search if searching else self._train
-        steps = self.steps(searching)
+        steps = self.steps
+        stream = self._endless(source, epoch) if searching else self._batches(source, epoch)
         total = torch.zeros((), device=self.device)
         seen = time.monotonic()
-        for step, (x, y) in enumerate(self._batches(source, epoch)):
+        for step, (x, y) in enumerate(itertools.islice(stream, steps)):
             with self._accelerator.autocast():
                 loss = self.criterion(model(x), y)
             self._accelerator.backward(loss)
@@ -211,9 +217,9 @@ class Trainer:
         return self._on_device(self._accelerator.prepare_data_loader(loader))
 
     def _endless(self, dataset: Dataset, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        while True:
-            epoch += 1
-            yield from self._batches(dataset, epoch)
+        """Batches of one pass after the other; another order for every epoch and pass."""
+        for turn in itertools.count():
+            yield from self._batches(dataset, epoch + 1009 * turn)
 
     def _on_device(self, source: Batches) -> Batches:
         for x, y in source:

@@ -187,6 +187,15 @@ def glyphs_resnet(num_classes: int = 36) -> CifarResNet:
     return CifarResNet((2, 2, 2), (32, 64, 128), num_classes)
 
 
+def glyphs_resnet_flat(num_classes: int = 36) -> CifarResNet:
+    """As ``glyphs_resnet``, but 48 channels wide throughout: 0.28 M parameters.
+
+    A width that does not grow as the resolution falls is simple to write down, and spends three
+    quarters of the arithmetic on the first stage.
+    """
+    return CifarResNet((2, 2, 2), (48, 48, 48), num_classes)
+
+
 def _stage(in_channels: int, width: int, count: int, stride: int) -> nn.Sequential:
     first = BasicBlock(in_channels, width, stride)
     return nn.Sequential(first, *(BasicBlock(width, width, 1) for _ in range(count - 1)))

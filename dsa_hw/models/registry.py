@@ -25,6 +25,7 @@ OWN_MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
             cifar.cifar_vgg16,
             cifar.cifar_mobilenetv2,
             cifar.glyphs_resnet,
+            cifar.glyphs_resnet_flat,
         )
     }
 )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,9 +88,6 @@ class Worker:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(self._arguments) + "\n")
 
-    def __del__(self) -> None:
-        self.stop()
-
 
 class IsolatedOnnxRuntimeCpu(OnnxRuntimeCpu):
     """``OnnxRuntimeCpu`` that times in a worker process (and computes outputs in this one)."""
@@ -96,7 +95,8 @@ class IsolatedOnnxRuntimeCpu(OnnxRuntimeCpu):
     def __init__(self, batch_size: int = 1, threads: int | None = None) -> None:
         super().__init__(batch_size, threads)
         self._worker = Worker({"batch_size": self.batch_size, "threads": self.threads})
-        self._folder = tempfile.TemporaryDirectory(prefix="dsa_hw_")
+        self._folder = Path(tempfile.mkdtemp(prefix="dsa_hw_"))
+        weakref.finalize(self, _clean_up, self._worker, self._folder)
 
     @contextmanager
     def open(self, model: bytes | Path) -> Iterator[Runner]:
@@ -112,7 +112,7 @@ class IsolatedOnnxRuntimeCpu(OnnxRuntimeCpu):
 
     @contextmanager
     def _opened(self, model: bytes | Path, layer: bool) -> Iterator[Runner]:
-        path = Path(self._folder.name) / "model.onnx"
+        path = self._folder / "model.onnx"
         if isinstance(model, bytes):
             path.write_bytes(model)
         else:
@@ -122,3 +122,8 @@ class IsolatedOnnxRuntimeCpu(OnnxRuntimeCpu):
             yield RemoteRunner(self._worker)
         finally:
             self._worker.ask({"close": True})
+
+
+def _clean_up(worker: Worker, folder: Path) -> None:
+    worker.stop()
+    shutil.rmtree(folder, ignore_errors=True)

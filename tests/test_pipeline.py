@@ -1,0 +1,217 @@
+"""The whole way with the real runtime, on networks small enough for a test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dsa_hw
+from dsa_hw import prune, validate
+from profilers.table import LatencyTable
+
+TINY = """
+import torch
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        self.stem_bn = nn.BatchNorm2d(64)
+        self.a = nn.Conv2d(64, 96, 3, padding=1, bias=False)
+        self.a_bn = nn.BatchNorm2d(96)
+        self.b = nn.Conv2d(96, 64, 3, padding=1, bias=False)
+        self.b_bn = nn.BatchNorm2d(64)
+        self.head = nn.Linear(64, num_classes)
+
+    def forward(self, x):
+        x = torch.relu(self.stem_bn(self.stem(x)))
+        x = torch.relu(x + self.b_bn(self.b(torch.relu(self.a_bn(self.a(x))))))
+        return self.head(x.mean((2, 3)))
+
+def tiny(num_classes=10):
+    return Tiny(num_classes)
+"""
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a user's own network in it."""
+    (tmp_path / "tiny_user_net.py").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    return tmp_path
+
+
+COMMON = [
+    "--model", "tiny_user_net:tiny", "--table", "table.jsonl", "--calibration-networks", "6",
+    "--rounds", "2", "--threads", "1",
+]  # fmt: skip
+PLAN = [*COMMON, "--epochs", "0", "--target-ratio", "0.6", "--input-shape", "3", "48", "48"]
+TRAIN = [
+    *COMMON, "--data", "digits", "--input-shape", "3", "32", "32", "--epochs", "3",
+    "--finetune-epochs", "1", "--target-ratio", "0.6", "--train-batch-size", "32",
+]  # fmt: skip
+
+
+def result_of(folder: str) -> dict:
+    return json.loads(Path(folder, "result.json").read_text())
+
+
+def test_planning_without_training(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prune.main([*PLAN, "--out", "runs/plan"]) == 0
+    printed = capsys.readouterr().out
+    assert "runs/plan/report.html" in printed
+    result = result_of("runs/plan")
+    pruned = result["pruned"]
+    assert pruned["accuracy"] is None
+    assert pruned["masked_vs_pruned_max_abs"] <= 1e-4
+    assert 0 < pruned["flops"] < result["dense"]["flops"]
+    low, high = pruned["ci95_ms"]
+    assert low <= pruned["measured_ms"] <= high
+    # a shared machine: the closed loop aims within 2%, and this run is a few seconds long
+    assert pruned["measured_ms"] / result["dense"]["measured_ms"] < 0.75
+    for name in ("model.onnx", "weights.safetensors", "widths.json", "config.yaml", "report.html"):
+        assert Path("runs/plan", name).is_file()
+    shapes = {i.name: i.dims for i in onnx.load("runs/plan/model.onnx").graph.initializer}
+    widths = {g["name"]: g["width"] for g in result["groups"]}
+    assert list(shapes["a.weight"][:2]) == [widths["a"], widths["stem"]]
+    exported = Path("runs/plan/model.onnx").read_bytes()
+    assert str(workdir).encode() not in exported
+    assert b"stack_trace" not in exported
+
+    # a second target needs no profiling
+    assert prune.main([*PLAN[:-6], "--target-ratio", "0.8", *PLAN[-4:], "--out", "runs/p8"]) == 0
+    assert result_of("runs/p8")["table"]["measured"] == 0
+    assert validate.main(["--run", "runs/plan"]) == 0
+    assert "of it" in capsys.readouterr().out
+
+
+def test_training_then_loading_in_a_fresh_process(workdir: Path) -> None:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    assert prune.main([*TRAIN, "--train-dense", "true", "--out", "runs/t"]) == 0
+    result = result_of("runs/t")
+    assert result["dense"]["accuracy"] > 0.5  # ten classes
+    assert result["pruned"]["accuracy"] > 0.5
+    assert result["pruned"]["torch_vs_onnx_max_rel"] <= 1e-4
+    assert all(v >= 0 for v in result["seconds"].values())
+    code = (
+        "import torch, numpy as np, dsa_hw, tiny_user_net\n"
+        "net = dsa_hw.load_pruned(tiny_user_net.Tiny(), 'runs/t').eval()\n"
+        "x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))\n"
+        "np.save('out.npy', net(x).detach().numpy())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5)).numpy()
+    session = ort.InferenceSession("runs/t/model.onnx", providers=["CPUExecutionProvider"])
+    got = [np.asarray(session.run(None, {"input": x[i : i + 1]})[0]) for i in range(3)]
+    np.testing.assert_allclose(np.load("out.npy"), np.concatenate(got), atol=1e-3)
+
+
+@pytest.mark.parametrize(("event", "number"), [("table", 30), ("log", 3), ("log", 18)])
+def test_kill_and_resume(workdir: Path, event: str, number: int) -> None:
+    """kill -9 while profiling, in the search, and later; the same command then finishes."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    command = [sys.executable, "-m", "dsa_hw.prune", *TRAIN, "--out", "runs/k"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    watched = Path("table.jsonl" if event == "table" else "runs/k/log.jsonl")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if watched.exists() and watched.read_bytes().count(b"\n") >= number:
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, "it ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = len(LatencyTable.load("table.jsonl"))
+    before = Path("table.jsonl").read_bytes()
+    assert prune.main([*TRAIN, "--out", "runs/k"]) == 0
+    after = Path("table.jsonl").read_bytes()
+    complete = before[: before.rfind(b"\n") + 1]
+    assert after.startswith(complete)
+    assert len(LatencyTable.load("table.jsonl")) >= kept
+    steps = [
+        e["step"]
+        for e in map(json.loads, Path("runs/k/log.jsonl").read_text().splitlines())
+        if e["event"] == "search_step"
+    ]
+    assert steps == sorted(set(steps))  # nothing logged twice
+    assert result_of("runs/k")["pruned"]["accuracy"] > 0.3
+
+
+def test_folders_that_must_not_be_used(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prune.main([*PLAN, "--out", "runs/a"]) == 0
+    content = Path("runs/a/result.json").read_bytes()
+    assert prune.main([*PLAN, "--seed", "1", "--out", "runs/a"]) == 2
+    assert "already holds another run (seed: 0 there, 1 now)" in capsys.readouterr().err
+    assert Path("runs/a/result.json").read_bytes() == content
+    assert prune.main([*PLAN, "--out", "runs/a"]) == 0  # the same run: its result again
+    assert Path("runs/a/result.json").read_bytes() == content
+    Path("other").mkdir()
+    Path("other/thesis.txt").write_text("mine")
+    assert prune.main([*PLAN, "--out", "other"]) == 2
+    assert "not a run's" in capsys.readouterr().err
+    Path("file").write_text("x")
+    assert prune.main([*PLAN, "--out", "file"]) == 2
+    assert prune.main([*PLAN, "--out", "/proc/nowhere"]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+    absolute = [*PLAN[:-6], "--target-ms", "1000", *PLAN[-4:], "--out", "runs/high"]
+    assert prune.main(absolute) == 2
+    assert "nothing to prune" in capsys.readouterr().err
+    absolute[absolute.index("1000")] = "0.0001"
+    assert prune.main(absolute) == 2
+    assert "cannot be reached: the least that" in capsys.readouterr().err
+    assert not Path("runs/high").exists()
+
+    lines = Path("table.jsonl").read_text().splitlines()
+    header = json.loads(lines[0])
+    header["provenance"]["driver"] = "another"
+    Path("table.jsonl").write_text("\n".join([json.dumps(header), *lines[1:]]) + "\n")
+    assert prune.main([*PLAN, "--out", "runs/b"]) == 2
+    assert "driver = 'another'" in capsys.readouterr().err
+
+
+class PreActivation(nn.Module):
+    """Norms before convolutions, on a concatenation, and a layer with a bias and no norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 32, 3, padding=1)
+        self.n1 = nn.BatchNorm2d(32)
+        self.b = nn.Conv2d(32, 32, 3, padding=1)
+        self.n2 = nn.BatchNorm2d(64)
+        self.head = nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y = self.b(torch.relu(self.n1(x)))
+        return self.head(torch.relu(self.n2(torch.cat([x, y], 1))).mean((2, 3)))
+
+
+def test_library_form_on_a_flops_budget() -> None:
+    torch.manual_seed(0)
+    model, x = PreActivation(), torch.randn(2, 3, 12, 12)
+    pruner = dsa_hw.DSAPruner(model, x, dsa_hw.FlopsBudget(0.5), total_steps=12)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for _ in range(12):
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step(validation_loss=lambda: model(x).square().mean())
+    found = pruner.finish_with_report()
+    assert found.masked_vs_pruned_max_abs <= 1e-4
+    assert found.model(x).shape == (2, 4)
