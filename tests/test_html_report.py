@@ -15,6 +15,10 @@ from pathlib import Path
 import pytest
 
 from dsa_hw.html_report import ReportInputError, write_run_report, write_table_report
+from profilers.errors import TableError
+from profilers.spec import LayerSpec
+from profilers.table import LatencyTable, LayerKey, NetworkKey
+from profilers.timing import Round
 
 DEVICE = "FAKE DEVICE (test)"
 GROUPS = 12
@@ -201,41 +205,27 @@ def write_run(folder: Path, result: dict) -> Path:
 
 def write_table(path: Path, specs: int = 3) -> Path:
     """A fake staircase: one made-up millisecond per 16 x 16 block of channels."""
-    provenance = {"device": DEVICE, "backend": "fake runtime", "precision": "fp32"}
-    lines: list[dict] = [{"format": "dsa_hw.latency_table", "version": 1, "provenance": provenance}]
+    provenance: dict[str, str | int | float] = {
+        "device": DEVICE, "runtime": "fake runtime", "precision": "fp32", "reference_ms": 1.0,
+    }  # fmt: skip
+    table = LatencyTable.open(path, provenance)
     for number in range(specs):
-        spec = {
-            "op": "conv", "kernel": [3, 3], "stride": [1, 1], "padding": [1, 1],
-            "dilation": [1, 1], "groups": "depthwise" if number == 1 else "1",
-            "height": 28 + number, "width": 28 + number, "batch": 1, "dtype": "fp32",
-            "tail": ["relu"],
-        }  # fmt: skip
-        for cin in (16, 32, 64):
+        groups = "depthwise" if number == 1 else "dense"
+        size = 29 + number
+        spec = LayerSpec.parse(
+            f"conv k3x3 s1x1 p1.1.1.1 d1x1 g{groups} {size}x{size} b1 fp32 +relu"
+        )
+        for cin in (16,) if number == 1 else (16, 32, 64):
             for cout in range(8, 100, 8):
                 cin_here = cout if number == 1 else cin
                 ms = 0.01 * (number + 1) * math.ceil(cin_here / 16) * math.ceil(cout / 16)
-                lines.append(
-                    {
-                        "kind": "layer",
-                        "spec": spec,
-                        "cin": cin_here,
-                        "cout": cout,
-                        "median_ms": ms,
-                        "p10_ms": ms,
-                        "p90_ms": ms,
-                        "ci95_ms": [ms * 0.95, ms * 1.05],
-                        "rounds": 5,
-                        "drift": 1.01,
-                        "purpose": "grid" if cout % 16 == 0 else "step",
-                        "extra": "ignored",
-                    }
-                )
-    lines += [
-        {"kind": "network", "network": f"hash{index}", "name": "fakenet", "widths": [8, index],
-         "median_ms": 9.0 + index, "ci95_ms": [8.9 + index, 9.1 + index]}
-        for index in range(4)
-    ]  # fmt: skip
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+                for taken in (0.95 * ms, ms, 1.05 * ms):
+                    table.append(
+                        LayerKey(spec, cin_here, cout), Round(taken, taken, taken, 3, 9), 1.0
+                    )
+    for index in range(4):
+        key = NetworkKey(f"hash{index}", (8, index))
+        table.append(key, Round(9.0 + index, 9.0, 9.0, 3, 9), 1.0)
     return path
 
 
@@ -430,7 +420,7 @@ def test_missing_result_is_an_error_that_names_it(tmp_path: Path):
 
 def test_table_page_counts_and_says_where_it_is_from(table_page: Path):
     words = read_page(table_page).words
-    assert f"108 layer measurements of 3 layer kinds and 4 whole networks on {DEVICE}" in words
+    assert f"84 layer measurements of 3 layer kinds and 4 whole networks on {DEVICE}" in words
     assert "fake runtime" in words
     assert "cin = cout" in words  # depthwise: one line, not one for each width
 
@@ -446,7 +436,7 @@ def test_table_page_draws_the_costliest_and_counts_the_rest(tmp_path: Path):
 def test_other_files_are_refused(tmp_path: Path, first_line: str):
     path = tmp_path / "fake.jsonl"
     path.write_text(first_line + "\n")
-    with pytest.raises(ReportInputError, match=r"expected 'dsa_hw\.latency_table', version 1"):
+    with pytest.raises(TableError, match="line 1: not the header of a latency table"):
         write_table_report(path, tmp_path / "table.html")
 
 

@@ -37,11 +37,11 @@ def write_table_report(table_path: Path, out: Path) -> Path:
     """Write one self-contained page about a latency table.
 
     Args:
-        table_path: a table in JSON lines, format ``dsa_hw.latency_table`` 1.
+        table_path: a latency table.
         out: where to write the page.
 
     Raises:
-        ReportInputError: the file is missing or is not such a table.
+        TableError: the file is missing or is not such a table.
     """
     table_path, out = Path(table_path), Path(out)
     record = read_table(table_path)
@@ -51,7 +51,6 @@ def write_table_report(table_path: Path, out: Path) -> Path:
         _spec_section(record),
         _network_section(record),
         _provenance_section(record),
-        _problem_section(record),
     ]
     shown = [section for section in sections if section is not None]
     page = parts.page(
@@ -232,12 +231,6 @@ def _provenance_section(record: TableRecord) -> Section:
     rows = tuple((Cell(key, key), Cell(value, value)) for key, value in record.provenance)
     content = Table("Where the measurements come from", ("Key", "Value"), rows, is_facts=True)
     return Section("provenance", "Provenance", (parts.table(content),))
-
-
-def _problem_section(record: TableRecord) -> Section | None:
-    if not record.problems:
-        return None
-    return Section("left-out", "Not in this report", (parts.notes(record.problems),))
 
 
 def _interval_pct(point: LayerPoint) -> float | None:
