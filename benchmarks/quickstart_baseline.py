@@ -42,7 +42,16 @@ def main() -> None:
         config = parse(
             "prune",
             PruneConfig,
-            ["--config", CONFIG, "--seed", str(seed), "--out", f"runs/{NAME}/dsa{seed}"],
+            [
+                "--config",
+                CONFIG,
+                "--seed",
+                str(seed),
+                "--train-dense",
+                "false",
+                "--out",
+                f"runs/{NAME}/dsa{seed}",
+            ],
         )
         result = pipeline.prune(config, progress)
         progress.say(f"seed {seed}: DSA {result['pruned']['accuracy']}, now uniform widths")
@@ -70,7 +79,8 @@ def _compare(config: PruneConfig, result: dict[str, Any], progress: Progress) ->
     trainer = Trainer(config, dense.data, folder, progress)
     model = pipeline.build_model(config, dense.data.num_classes)
     scores = AtomImportance(model, dense.graph.coupling, "bn_scale")().cpu().numpy()
-    keep = keep_most_important(dense.graph.coupling, widths, list(scores))
+    atoms = [s[: g.atoms] for s, g in zip(scores, dense.graph.coupling.groups, strict=True)]
+    keep = keep_most_important(dense.graph.coupling, widths, atoms)
     small = trainer.prepare(remove_channels(model, dense.graph.coupling, keep))
     steps = config.epochs * trainer.steps
     trainer.train(small, Stage("uniform", config.epochs, 0, steps))

@@ -77,7 +77,7 @@ class PruneConfig(ModelConfig):
     train_size: int | None = _option(None, "training images to use; all if unset")
     test_size: int | None = _option(None, "test images to use; all if unset")
     epochs: int = _option(12, "epochs in all, search and fine-tuning; 0 plans without training")
-    finetune_epochs: int | None = _option(None, "of these, fine-tuning; a third if unset")
+    finetune_epochs: int | None = _option(None, "of these, fine-tuning; two thirds if unset")
     train_dense: bool = _option(
         False, "also train the dense network for as many epochs, to know its accuracy"
     )
@@ -133,7 +133,7 @@ class PruneConfig(ModelConfig):
         """Epochs of the small network."""
         if self.finetune_epochs is not None:
             return min(self.finetune_epochs, self.epochs)
-        return self.epochs // 3
+        return 2 * self.epochs // 3
 
 
 @dataclass(frozen=True)

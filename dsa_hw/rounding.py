@@ -16,6 +16,9 @@ import numpy as np
 from dsa_hw.choices import WidthChoices
 from dsa_hw.errors import InfeasibleBudget
 
+PERTURBED_STARTS = {False: 12, True: 60}
+ALL_PAIRS = 5_000
+
 Cost = Callable[[np.ndarray], np.ndarray]
 """(candidates, groups) widths -> (candidates,) cost; batched."""
 
@@ -94,7 +97,7 @@ def round_widths(
                 f"be reached: the least this network can have here is {cost:.4g} "
                 f"{constraint.unit} (every group at its smallest width)"
             )
-    best = max((problem.climb(start) for start in problem.starts()), key=problem.score)
+    best = max(map(problem.climb, problem.starts()), key=problem.score)
     widths = problem.widths(best[None])[0]
     return Rounded(
         widths=widths,
@@ -122,6 +125,8 @@ class _Problem:
             self._widths[row, : len(value)] = allowed
         self._rows = np.arange(len(values))
         self._movable = np.flatnonzero(self._counts > 1)
+        free = self._counts[self._movable]
+        self._is_small = (free.sum() ** 2 - (free**2).sum()) / 2 <= ALL_PAIRS
 
     def widths(self, index: np.ndarray) -> np.ndarray:
         """(n, groups) indices -> widths."""
@@ -152,16 +157,31 @@ class _Problem:
         return np.where(use <= 1.0, scores, -np.inf)
 
     def starts(self) -> list[np.ndarray]:
-        """The best choice of every group brought under budget; and the least widths."""
-        best = self._values.argmax(-1)
-        return [self._descend(best), np.zeros(len(self._counts), int)]
+        """Allocations within budget, in different corners of the space, to climb from.
 
-    def _descend(self, index: np.ndarray) -> np.ndarray:
-        """Step down where it costs the least value per cost saved, until within budget."""
+        The best choice of every group, brought under budget with the groups' values weighed by
+        random factors; random choices brought under budget; the least widths.
+        """
+        best = self._values.argmax(-1)
+        rng = np.random.default_rng(0)
+        starts = PERTURBED_STARTS[self._is_small]
+        factors = np.exp(rng.normal(0.0, 1.5, (starts, len(self._counts))))
+        plain = np.ones((1, len(self._counts)))
+        found = [self._descend(best, weights) for weights in np.concatenate([plain, factors])]
+        anywhere = rng.integers(0, self._counts, (starts, len(self._counts)))
+        found += [self._descend(start, plain[0]) for start in anywhere]
+        return [*found, np.zeros(len(self._counts), int)]
+
+    def _descend(self, index: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Step down where it costs the least weighted value per cost saved, until in budget."""
+
+        def value(rows: np.ndarray) -> np.ndarray:
+            return self._values[self._rows, rows] @ weights
+
         while (use := self.relative(index[None])[0]) > 1.0:
             moves = self._moves(index, down=True)
             saved = use - self.relative(moves)
-            lost = self.value(index[None]) - self.value(moves)
+            lost = value(index[None]) - value(moves)
             rate = np.where(saved > 1e-9, lost / np.maximum(saved, 1e-9), np.inf)
             if not np.isfinite(rate).any():
                 return np.zeros_like(index)
@@ -195,7 +215,10 @@ class _Problem:
         return np.concatenate(found)
 
     def _pairs(self, index: np.ndarray) -> np.ndarray:
-        """All vectors with one group a step (or two) up and another a step (or two) down."""
+        """All vectors that differ in two groups, where there are few enough of them; otherwise
+        those with one group a step (or two) up and another a step (or two) down."""
+        if self._is_small:
+            return self._all_pairs(index)
         found = []
         for up, down in ((1, -1), (2, -1), (1, -2)):
             ups = self._movable[index[self._movable] + up < self._counts[self._movable]]
@@ -208,4 +231,14 @@ class _Problem:
             moves[at, first] += up
             moves[at, second] += down
             found.append(moves)
+        return np.concatenate(found)
+
+    def _all_pairs(self, index: np.ndarray) -> np.ndarray:
+        found = [index[None]]
+        for position, first in enumerate(self._movable):
+            for second in self._movable[position + 1 :]:
+                grid = np.indices((self._counts[first], self._counts[second])).reshape(2, -1)
+                moves = np.repeat(index[None], grid.shape[1], axis=0)
+                moves[:, first], moves[:, second] = grid
+                found.append(moves)
         return np.concatenate(found)

@@ -115,6 +115,14 @@ class RunFolder:
         path = self.path / LOG_FILE
         return path.stat().st_size if path.exists() else 0
 
+    def begin_stage(self, name: str) -> None:
+        """Remember where a stage's events begin; begun again without a checkpoint, forget them."""
+        starts = self.read_json("stages.json") or {}
+        if name not in starts:
+            self.write_json("stages.json", starts | {name: self.log_bytes()})
+        elif not (self.path / "checkpoints" / f"{name}.pt").is_file():
+            self.rewind_log(starts[name])
+
     def rewind_log(self, length: int) -> None:
         """Forget events that came after a checkpoint."""
         if self.log_bytes() > length:

@@ -5,9 +5,11 @@ masks, keep ratios on validation data through the differentiable pruning process
 the budget is held by a Lagrangian. Where this differs from the paper, and why:
 
 - Masks wait until the loss has started to fall; from random weights they would only be noise.
-- The budget's target is lowered linearly, from the network's own cost to the target, and held by
-  an augmented Lagrangian (the paper splits by ADMM).
+- The budget's target is lowered linearly, from the network's own cost to the target, and the keep
+  ratios are projected onto it after each move (the paper splits by ADMM).
 - beta2 rises exponentially, in units of the spread of log importance.
+- Masks are the keep probabilities themselves rather than Bernoulli samples of them, unless
+  ``SearchSettings.stochastic``: the same limit with less noise on the way.
 """
 
 from __future__ import annotations
@@ -58,18 +60,18 @@ class SearchSettings:
         beta2: inexactness at the start and at the end, in spreads of log importance.
         budget_ramp: fraction of the search over which the target is lowered.
         validation_every: steps between two moves of the keep ratios.
-        keep_ratio_lr: Adam's step for them.
+        keep_ratio_lr: Adam's step for them, falling to a tenth.
         stochastic: sample masks (the paper); otherwise channels are scaled by their probability.
         log_every: steps between two events of the history (each waits for the device once).
     """
 
     warmup: tuple[float, float] = (0.15, 0.5)
-    fallen: float = 0.9
+    fallen: float = 0.95
     beta2: tuple[float, float] = (2.0, 50.0)
     budget_ramp: float = 0.6
     validation_every: int = 4
     keep_ratio_lr: float = 0.02
-    stochastic: bool = True
+    stochastic: bool = False
     log_every: int = 10
 
 

@@ -115,6 +115,7 @@ class Trainer:
         prepared = self._accelerator.prepare_model(model) if several else model
         optimizer = self._accelerator.prepare_optimizer(optimizer)
         first_epoch = 0
+        self._folder.begin_stage(stage.name)
         if (state := self._folder.load_checkpoint(stage.name)) is not None:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])

@@ -121,7 +121,7 @@ def test_training_then_loading_in_a_fresh_process(workdir: Path) -> None:
     np.testing.assert_allclose(np.load("out.npy"), np.concatenate(got), atol=1e-3)
 
 
-@pytest.mark.parametrize(("event", "number"), [("table", 30), ("log", 3), ("log", 18)])
+@pytest.mark.parametrize(("event", "number"), [("table", 30), ("log", 3), ("log", 10)])
 def test_kill_and_resume(workdir: Path, event: str, number: int) -> None:
     """kill -9 while profiling, in the search, and later; the same command then finishes."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")

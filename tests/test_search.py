@@ -119,6 +119,14 @@ def test_several_budgets_at_once(graph: DeployedGraph) -> None:
         assert count(budget, widths) <= limit * count(budget, dense)
 
 
+def test_sampled_masks_are_an_option(graph: DeployedGraph) -> None:
+    settings = SearchSettings(stochastic=True)
+    _, pruner = search(dsa_hw.FlopsBudget(0.5), settings=settings, steps=60)
+    widths = pruner.finish_with_report().allocation.widths.tolist()
+    budget = flops_budget(graph, 1.0)
+    assert count(budget, widths) <= 0.5 * count(budget, graph.dense_widths)
+
+
 def test_masks_wait_for_the_loss_to_fall() -> None:
     events: list[dict] = []
     settings = SearchSettings(fallen=0.0)  # it never has fallen far enough
