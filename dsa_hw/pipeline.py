@@ -42,7 +42,7 @@ from dsa_hw.training import Stage, Trainer
 from dsa_hw.validation import export_checked, loop_measure, resolve_target, time_networks
 from profilers.backends import Backend, open_backend
 from profilers.collect import call_ms, nominal_reference_ms
-from profilers.table import LatencyTable, default_path
+from profilers.table import LatencyTable, NetworkKey, default_path
 from profilers.timing import Measurement, ratio
 
 TABLE_FOLDER = Path("latency_tables")
@@ -314,6 +314,7 @@ class _Run:
         inner = loop_measure(
             self.dense.graph, self.backend,
             target_ms=config.target_ms, target_ratio=config.target_ratio,
+            time_limit_s=config.measure_seconds,
         )  # fmt: skip
 
         def measure(widths: np.ndarray) -> Timed:
@@ -365,9 +366,8 @@ class _Run:
         groups = graph.coupling.groups
         atoms = [scores[i, : g.atoms] for i, g in enumerate(groups)]
         values = kept_importance(choices, atoms, [len(g.layers) for g in groups])
-        with self.watch.measure("search"):
-            budgets: list[Budget] = [b for b, _ in bound]
-            allocation = allocate(choices, values, budgets, self._measure())
+        budgets: list[Budget] = [b for b, _ in bound]
+        allocation = allocate(choices, values, budgets, self._measure())
         keep = keep_most_important(graph.coupling, allocation.widths, atoms)
         small = remove_channels(model, graph.coupling, keep)
         difference = _masked_difference(model, small, graph, keep, example)
@@ -429,7 +429,7 @@ class _Run:
         export_checked(self.dense.model.cpu(), self.dense.example, dense_path, self.backend)
         measured = time_networks(
             self.backend, {"dense": dense_path, "pruned": path}, half_width_pct=0.5,
-            time_limit_s=45.0,
+            time_limit_s=1.5 * self.config.measure_seconds,
         )  # fmt: skip
         dense_path.unlink()
         return measured, difference
@@ -457,6 +457,9 @@ class _Run:
         predicted = small.predicted_ms
         if predicted is None:
             predicted = _staircase_ms(self.profiled, np.array(small.widths))
+        # Predictions are at the machine's speed when the table was measured; the dense network,
+        # timed then and now, says how fast the machine is now.
+        drift = dense.median_ms / self.table.measurement(self._dense_key()).median_ms
         flops, params = flops_budget(graph, 1.0), params_budget(graph, 1.0)
         provenance = self.table.provenance
         warnings = [w for m in measured.values() if (w := m.warning)] + _logged_warnings(
@@ -484,7 +487,7 @@ class _Run:
                 "params": count(params, graph.dense_widths),
             },
             "pruned": {
-                "predicted_ms": predicted,
+                "predicted_ms": predicted * drift,
                 "measured_ms": pruned.median_ms,
                 "ci95_ms": list(pruned.ci95_ms),
                 "accuracy": accuracy,
@@ -509,9 +512,14 @@ class _Run:
                 "reused": self.profiled.collected.reused,
                 "unstable": self.profiled.collected.unstable,
             },
+            "drift_since_table": drift,
             "environment": dict(provenance) | {"torch": torch.__version__},
             "warnings": warnings,
         }
+
+    def _dense_key(self) -> NetworkKey:
+        graph = self.dense.graph
+        return NetworkKey(graph.digest, graph.dense_widths)
 
     def _groups(self, small: Small) -> list[dict[str, Any]]:
         rows = zip(

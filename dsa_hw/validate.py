@@ -34,7 +34,9 @@ def _run(config: ValidateConfig) -> int:
     if not path.is_file():
         raise UserError(f"there is no ONNX file at {path}")
     backend = configured_backend(config)
-    measured = time_networks(backend, {"network": path})["network"]
+    measured = time_networks(backend, {"network": path}, time_limit_s=config.measure_seconds)[
+        "network"
+    ]
     low, high = measured.ci95_ms
     print(f"measured:  {measured.median_ms:.4g} ms (95% interval {low:.4g} to {high:.4g})")
     if measured.warning:

@@ -28,7 +28,7 @@ def time_networks(
     models: dict[str, bytes | Path],
     *,
     half_width_pct: float = 0.6,
-    time_limit_s: float = 30.0,
+    time_limit_s: float = 20.0,
     seed: int = 0,
     on_round: Callable[[int], None] | None = None,
 ) -> dict[str, Measurement]:
@@ -51,6 +51,7 @@ def loop_measure(
     *,
     target_ms: float | None,
     target_ratio: float | None,
+    time_limit_s: float = 20.0,
     on_measured: Callable[[np.ndarray, dict[str, Measurement]], None] | None = None,
 ) -> Measure:
     """The closed loop's measurement: the dense network and the candidate, in turn.
@@ -62,7 +63,7 @@ def loop_measure(
 
     def measure(widths: np.ndarray) -> Timed:
         models: dict[str, bytes | Path] = {"dense": dense, "pruned": graph.resized(widths)}
-        found = time_networks(backend, models)
+        found = time_networks(backend, models, time_limit_s=time_limit_s)
         if on_measured:
             on_measured(widths, found)
         return Timed(
