@@ -237,7 +237,8 @@ class _Problem:
         found = [index[None]]
         for position, first in enumerate(self._movable):
             for second in self._movable[position + 1 :]:
-                grid = np.indices((self._counts[first], self._counts[second])).reshape(2, -1)
+                sizes = int(self._counts[first]), int(self._counts[second])
+                grid = np.indices(sizes).reshape(2, -1)
                 moves = np.repeat(index[None], grid.shape[1], axis=0)
                 moves[:, first], moves[:, second] = grid
                 found.append(moves)
