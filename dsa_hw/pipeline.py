@@ -461,9 +461,17 @@ class _Run:
         # timed then and now, says how fast the machine is now.
         drift = dense.median_ms / self.table.measurement(self._dense_key()).median_ms
         flops, params = flops_budget(graph, 1.0), params_budget(graph, 1.0)
-        provenance = self.table.provenance
-        warnings = [w for m in measured.values() if (w := m.warning)] + _logged_warnings(
-            self.folder
+        here = self.backend.provenance()
+        provenance = dict(self.table.provenance) | here
+        mismatched = [
+            f"the latency table was measured with {name} = {theirs!r}, and this is {mine!r} "
+            "(--allow-mismatch)"
+            for name, theirs, mine in self.table.mismatches(here)
+        ]
+        warnings = (
+            mismatched
+            + [w for m in measured.values() if (w := m.warning)]
+            + _logged_warnings(self.folder)
         )
         return {
             "model": config.model,
@@ -513,7 +521,7 @@ class _Run:
                 "unstable": self.profiled.collected.unstable,
             },
             "drift_since_table": drift,
-            "environment": dict(provenance) | {"torch": torch.__version__},
+            "environment": provenance | {"torch": torch.__version__},
             "warnings": warnings,
         }
 

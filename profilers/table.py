@@ -141,14 +141,19 @@ class LatencyTable:
         Raises:
             ProvenanceMismatch: naming the field and both values.
         """
-        for name in IDENTITY:
-            mine, other = self.provenance.get(name), provenance.get(name)
-            if mine != other:
-                raise ProvenanceMismatch(
-                    f"table {self.path} was measured with {name} = {mine!r}, and here it is "
-                    f"{other!r}; measure a table of its own (another --table), or pass "
-                    "--allow-mismatch to use it all the same"
-                )
+        for name, mine, other in self.mismatches(provenance):
+            raise ProvenanceMismatch(
+                f"table {self.path} was measured with {name} = {mine!r}, and here it is "
+                f"{other!r}; measure a table of its own (another --table), or pass "
+                "--allow-mismatch to use it all the same"
+            )
+
+    def mismatches(
+        self, provenance: Mapping[str, str | int | float]
+    ) -> list[tuple[str, object, object]]:
+        """(field, the table's value, the other value) wherever the conditions differ."""
+        pairs = [(n, self.provenance.get(n), provenance.get(n)) for n in IDENTITY]
+        return [(name, mine, other) for name, mine, other in pairs if mine != other]
 
     def append(self, key: Key, taken: Round, reference_ms: float) -> None:
         """Add one round, and write its line at once."""

@@ -183,6 +183,10 @@ def test_folders_that_must_not_be_used(workdir: Path, capsys: pytest.CaptureFixt
     Path("table.jsonl").write_text("\n".join([json.dumps(header), *lines[1:]]) + "\n")
     assert prune.main([*PLAN, "--out", "runs/b"]) == 2
     assert "driver = 'another'" in capsys.readouterr().err
+    assert prune.main([*PLAN, "--allow-mismatch", "true", "--out", "runs/b"]) == 0
+    result = result_of("runs/b")
+    assert any("driver = 'another'" in w for w in result["warnings"])
+    assert result["environment"]["driver"] == "none"
 
 
 class PreActivation(nn.Module):
