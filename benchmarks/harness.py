@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,6 +32,16 @@ def parse(name: str, description: str | None, argv: Sequence[str] | None = None)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for NAME.json")
     found = parser.parse_args(argv)
     return Options(found.quick, found.out)
+
+
+def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``make`` gives, kept in ``path``: a benchmark that was stopped goes on from there."""
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    content = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    return content
 
 
 def provenance(backend_provenance: dict[str, Any]) -> dict[str, Any]:

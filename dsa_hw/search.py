@@ -65,7 +65,7 @@ class SearchSettings:
         log_every: steps between two events of the history (each waits for the device once).
     """
 
-    warmup: tuple[float, float] = (0.15, 0.5)
+    warmup: tuple[float, float] = (0.15, 0.7)
     fallen: float = 0.95
     beta2: tuple[float, float] = (2.0, 50.0)
     budget_ramp: float = 0.6

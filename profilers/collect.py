@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from profilers.backends import Backend
+from profilers.errors import ProvenanceMismatch
 from profilers.onnx_layers import layer_model, tiny_model
 from profilers.spec import LayerSpec
 from profilers.table import Key, LatencyTable, LayerKey
@@ -94,10 +95,16 @@ def collect(
 
     Args:
         on_progress: called with (rounds done, rounds planned).
+
+    Raises:
+        ProvenanceMismatch: something is missing and the table is of other conditions than the
+            backend's: it may be read (``--allow-mismatch``), but never mixed.
     """
     start = time.perf_counter()
     unique = {r.key: r for r in requests}
     missing = [r for r in unique.values() if len(table.rounds.get(r.key, ())) < rounds]
+    if missing:
+        _refuse_to_mix(table, backend, len(missing))
     todo = [r for r in missing for _ in range(rounds - len(table.rounds.get(r.key, ())))]
     session = _Session(table, backend, random.Random(seed), on_progress)
     session.take(missing, rounds, planned=len(todo))
@@ -111,6 +118,15 @@ def collect(
         unstable=unstable,
         seconds=time.perf_counter() - start,
     )
+
+
+def _refuse_to_mix(table: LatencyTable, backend: Backend, missing: int) -> None:
+    for name, theirs, mine in table.mismatches(backend.provenance()):
+        raise ProvenanceMismatch(
+            f"table {table.path} lacks {missing} measurements, and they cannot be added here: it "
+            f"was measured with {name} = {theirs!r}, and here it is {mine!r}; complete it where it "
+            "was measured (python -m dsa_hw.profile), or measure another one (--table)"
+        )
 
 
 class _Session:

@@ -94,9 +94,10 @@ def test_glyphs_items_are_normalised_and_typed(glyphs: DataSplits) -> None:
     assert image.shape == glyphs.input_shape == (3, 24, 24)
     assert type(label) is int
     pixels = tensors(glyphs.train).normalise(tensors(glyphs.train).images)
-    # the fixed mean and spread were chosen for the full set; 750 images stray a little
-    assert pixels.mean().abs() < 0.1
-    assert pixels.std() == pytest.approx(1, abs=0.15)
+    # each image by its own mean (float32 sums over 1,728 pixels) and its own spread, which is at
+    # least 0.05 here, beside the fortieth that is added to it
+    assert pixels.mean((1, 2, 3)).abs().max() < 1e-5
+    assert 0.6 < pixels.std((1, 2, 3)).min() < pixels.std((1, 2, 3)).max() < 1
 
 
 def test_every_character_is_inked_and_whole_in_every_face() -> None:

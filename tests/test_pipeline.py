@@ -187,6 +187,11 @@ def test_folders_that_must_not_be_used(workdir: Path, capsys: pytest.CaptureFixt
     result = result_of("runs/b")
     assert any("driver = 'another'" in w for w in result["warnings"])
     assert result["environment"]["driver"] == "none"
+    size = Path("table.jsonl").stat().st_size
+    more = [*PLAN, "--allow-mismatch", "true", "--rounds", "9", "--out", "runs/c"]
+    assert prune.main(more) == 2
+    assert "cannot be added here: it was measured with driver" in capsys.readouterr().err
+    assert Path("table.jsonl").stat().st_size == size
 
 
 class PreActivation(nn.Module):

@@ -17,11 +17,18 @@ class ImageTensors(Dataset[tuple[Tensor, int]]):
         images: uint8 ``[N, C, H, W]``.
         labels: int64 ``[N]``.
         mean, std: of a pixel after division by 255; items are ``(pixel / 255 - mean) / std``.
+            None takes each image's own (``std`` with a fortieth added, against flat images).
         max_shift: the largest shift, in pixels, that training may apply to an image.
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, *, mean: float, std: float, max_shift: int = 0
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        mean: float | None,
+        std: float | None,
+        max_shift: int = 0,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise ValueError(f"images must be uint8 [N, C, H, W], got {_describe(images)}")
@@ -58,7 +65,11 @@ class ImageTensors(Dataset[tuple[Tensor, int]]):
 
     def normalise(self, images: Tensor) -> Tensor:
         """float32 of the same shape, about zero mean and unit spread."""
-        return (images.float() - 255 * self.mean) / (255 * self.std)
+        pixels = images.float() / 255
+        each = (-3, -2, -1)
+        mean = pixels.mean(each, keepdim=True) if self.mean is None else self.mean
+        std = pixels.std(each, keepdim=True) + 0.025 if self.std is None else self.std
+        return (pixels - mean) / std
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,224 @@
+"""How well a profiled table predicts whole networks that were used for nothing else.
+
+Each model is profiled from an empty table. Then random networks on the steps (half of them every
+group by itself, half around a common keep ratio), and networks off the steps, are timed twice, in
+two passes some minutes apart: the difference of the passes is the machine's own noise. Beside the
+model's errors stand those of the plain sum of the table and of a predictor proportional to FLOPs.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from benchmarks import harness
+from dsa_hw.budgets import flops_budget
+from dsa_hw.choices import WidthChoices
+from dsa_hw.config import ProfileConfig
+from dsa_hw.console import Progress
+from dsa_hw.coupling import find_coupling
+from dsa_hw.deployed import DeployedGraph, export_onnx
+from dsa_hw.latency_model import LatencyModel, uncalibrated
+from dsa_hw.pipeline import build_model, configured_backend, configured_table, example_for
+from dsa_hw.profiling import CalibratedModel, profile_network
+from profilers.backends import Backend
+from profilers.collect import Request, collect
+from profilers.table import LatencyTable, NetworkKey
+
+NAME = "latency_prediction"
+MODELS = ("resnet18", "cifar_resnet56", "mobilenet_v2", "vgg11_bn", "resnet50", "densenet121")
+LEAST_KEEP_RATIO = 0.25
+OFF_STEP = 4
+ROUNDS = 4
+"""Rounds of each network in each of the two passes."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How many networks are timed."""
+
+    models: tuple[str, ...]
+    on_steps: int
+    off_steps: int
+
+
+FULL = Sample(MODELS, 30, 15)
+QUICK = Sample(("cifar_resnet56",), 10, 6)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """All models; each model's figures are kept as soon as it is done."""
+    options = harness.parse(NAME, __doc__, argv)
+    sample = QUICK if options.quick else FULL
+    progress = Progress()
+    figures: dict[str, Any] = {}
+    for model in sample.models:
+        folder = options.out / NAME
+        saved = folder / f"{model}{'_quick' if options.quick else ''}.json"
+        figures[model] = harness.once(saved, lambda m=model: _measure(m, sample, folder, progress))
+    backend = configured_backend(ProfileConfig())
+    harness.finish(NAME, options, figures, harness.provenance(backend.provenance()), _show(figures))
+
+
+def _measure(name: str, sample: Sample, folder: Path, progress: Progress) -> dict[str, Any]:
+    config = ProfileConfig(model=name, table=str(folder / f"{name}.jsonl"))
+    folder.mkdir(parents=True, exist_ok=True)
+    backend = configured_backend(config)
+    model, example = build_model(config), example_for(config)
+    graph = DeployedGraph(export_onnx(model, example), find_coupling(model, example))
+    started = time.perf_counter()
+    table = configured_table(config, backend)
+    profiled = profile_network(graph, backend, table, on_progress=progress)
+    seconds = time.perf_counter() - started
+    progress.say(f"{name}: profiled in {seconds:.0f} s")
+    used = {key.widths for key in table.networks()}
+    choices = profiled.latency.choices
+    rng = np.random.default_rng(20_000)
+    on = _draw(sample.on_steps, used, lambda turn: on_steps(choices, rng, turn))
+    off = _draw(sample.off_steps, used, lambda turn: off_steps(graph, choices, rng))
+    first, second = (
+        _time(graph, backend, table, folder / f"{name}.{part}.jsonl", on + off, progress)
+        for part in ("first", "second")
+    )
+    measured = (first + second) / 2
+    count = len(on)
+    return {
+        **errors("", predicted(profiled.latency.model, on), measured[:count]),
+        **errors("flops_", _by_flops(graph, table, on), measured[:count]),
+        **errors("uncalibrated_", predicted(_plain(profiled.latency), on), measured[:count]),
+        **errors("off_steps_", predicted(profiled.latency.model, off), measured[count:]),
+        "noise_pct": float(np.mean(np.abs(first[:count] / second[:count] - 1.0))) * 100.0,
+        "heldout_mape_pct": profiled.latency.calibration.heldout_mape_pct,
+        "profile_s": seconds,
+        "measurements": profiled.collected.measured,
+        "unstable": profiled.collected.unstable,
+        "exhaustive_measurements_step_8": exhaustive(graph, choices),
+        "calibration_networks": len(profiled.latency.calibration.points),
+        "networks": [
+            {"widths": w, "predicted_ms": p, "first_ms": a, "second_ms": b}
+            for w, p, a, b in zip(
+                on + off, predicted(profiled.latency.model, on + off).tolist(), first.tolist(),
+                second.tolist(), strict=True,
+            )
+        ],
+    }  # fmt: skip
+
+
+Networks = list[tuple[int, ...]]
+
+
+def _draw(count: int, used: set[tuple[int, ...]], draw: Any) -> Networks:
+    found: dict[tuple[int, ...], None] = {}
+    turn = 0
+    while len(found) < count:
+        widths = draw(turn)
+        turn += 1
+        if widths not in used:
+            found[widths] = None
+    return list(found)
+
+
+def on_steps(choices: WidthChoices, rng: np.random.Generator, turn: int) -> tuple[int, ...]:
+    """Widths on steps between 25 and 100%: each group by itself, or around a common ratio."""
+    if turn % 2:
+        return choices.random(rng, LEAST_KEEP_RATIO)
+    offered = [[w for w in allowed if w >= LEAST_KEEP_RATIO * allowed[-1]]
+               for allowed in choices.widths]  # fmt: skip
+    return tuple(int(rng.choice(widths)) for widths in offered)
+
+
+def off_steps(
+    graph: DeployedGraph, choices: WidthChoices, rng: np.random.Generator
+) -> tuple[int, ...]:
+    """Widths at multiples of 4 (of a whole group's atom where that is wider), 25 to 100%."""
+    widths = []
+    for group, allowed in zip(graph.coupling.groups, choices.widths, strict=True):
+        unit = int(np.lcm(OFF_STEP, group.atom_channels))
+        dense = allowed[-1]
+        low = int(np.ceil(LEAST_KEEP_RATIO * dense / unit))
+        free = len(allowed) > 1 and dense // unit > low
+        widths.append(int(rng.integers(low, dense // unit + 1)) * unit if free else dense)
+    return tuple(widths)
+
+
+def _time(
+    graph: DeployedGraph,
+    backend: Backend,
+    table: LatencyTable,
+    path: Path,
+    networks: Networks,
+    progress: Progress,
+) -> np.ndarray:
+    """(networks,) ms, drift-corrected to the table's nominal speed; in a table of their own."""
+    own = LatencyTable.open(path, table.provenance)
+    keys = [NetworkKey(graph.digest, widths) for widths in networks]
+    requests = [Request(key, lambda w=key.widths: graph.resized(w)) for key in keys]
+    collect(own, backend, requests, rounds=ROUNDS, on_progress=lambda d, n: progress(path.stem, d, n))
+    return np.array([own.measurement(key).median_ms for key in keys])
+
+
+def predicted(model: LatencyModel, networks: Networks) -> np.ndarray:
+    """(networks,) staircase predictions, ms."""
+    return model.staircase_ms(torch.tensor(networks, dtype=torch.float32)).double().numpy()
+
+
+def _plain(latency: CalibratedModel) -> LatencyModel:
+    return latency.model.with_coefficients(uncalibrated(latency.model.graph))
+
+
+def _by_flops(graph: DeployedGraph, table: LatencyTable, networks: Networks) -> np.ndarray:
+    """Proportional to FLOPs, with the factor that suits the calibration networks best."""
+    budget = flops_budget(graph, 1.0)
+
+    def flops(widths: Networks) -> np.ndarray:
+        return budget.cost(torch.tensor(widths, dtype=torch.float32)).double().numpy()
+
+    keys = [key for key in table.networks() if key.network == graph.digest]
+    times = np.array([table.measurement(key).median_ms for key in keys])
+    return flops(networks) * float(np.median(times / flops([k.widths for k in keys])))
+
+
+def errors(prefix: str, guess: np.ndarray, measured: np.ndarray) -> dict[str, float]:
+    """Absolute relative errors in per cent: mean, 95th percentile, largest."""
+    found = 100.0 * np.abs(guess / measured - 1.0)
+    return {
+        f"{prefix}mape_pct": float(found.mean()),
+        f"{prefix}p95_pct": float(np.percentile(found, 95)),
+        f"{prefix}max_pct": float(found.max()),
+    }
+
+
+def exhaustive(graph: DeployedGraph, choices: WidthChoices, step: int = 8) -> int:
+    """Measurements that a grid over all channel counts at ``step`` would take."""
+    from dsa_hw.latency_model import channel_ranges
+
+    total = 0
+    for spec, ranges in channel_ranges(graph, choices).items():
+        counts = [1 if low == high else high // step for low, high in ranges]
+        total += counts[1] if spec.tied else counts[0] * counts[1]
+    return total
+
+
+def _show(figures: dict[str, Any]) -> Table:
+    table = Table(title="prediction of whole networks, error in % of the measured latency")
+    columns = ("model", "mean", "p95", "max", "off steps", "plain sum", "FLOPs", "noise",
+               "profile s", "measurements")  # fmt: skip
+    for column in columns:
+        table.add_column(column, justify="right")
+    names = ("mape_pct", "p95_pct", "max_pct", "off_steps_mape_pct", "uncalibrated_mape_pct",
+             "flops_mape_pct", "noise_pct")  # fmt: skip
+    for model, row in figures.items():
+        cells = [f"{row[name]:.2f}" for name in names]
+        table.add_row(model, *cells, f"{row['profile_s']:.0f}", str(row["measurements"]))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
