@@ -8,6 +8,7 @@ model's errors stand those of the plain sum of the table and of a predictor prop
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from dataclasses import dataclass
@@ -59,10 +60,12 @@ def main(argv: list[str] | None = None) -> None:
     sample = QUICK if options.quick else FULL
     progress = Progress()
     figures: dict[str, Any] = {}
+    folder = options.out / NAME
     for model in sample.models:
-        folder = options.out / NAME
         saved = folder / f"{model}{'_quick' if options.quick else ''}.json"
-        figures[model] = harness.once(saved, lambda m=model: _measure(m, sample, folder, progress))
+        figures[model] = harness.once(
+            saved, functools.partial(_measure, model, sample, folder, progress)
+        )
     backend = configured_backend(ProfileConfig())
     harness.finish(NAME, options, figures, harness.provenance(backend.provenance()), _show(figures))
 
@@ -160,7 +163,9 @@ def _time(
     own = LatencyTable.open(path, table.provenance)
     keys = [NetworkKey(graph.digest, widths) for widths in networks]
     requests = [Request(key, lambda w=key.widths: graph.resized(w)) for key in keys]
-    collect(own, backend, requests, rounds=ROUNDS, on_progress=lambda d, n: progress(path.stem, d, n))
+    collect(
+        own, backend, requests, rounds=ROUNDS, on_progress=lambda d, n: progress(path.stem, d, n)
+    )
     return np.array([own.measurement(key).median_ms for key in keys])
 
 

@@ -18,8 +18,8 @@ from dsa_hw.choices import WidthChoices
 from dsa_hw.rounding import Constraint, Rounded, round_widths
 
 ROUNDS = 6
-AIM = 0.988
-ACCEPTED = (0.976, 0.997)
+AIM = 0.983
+ACCEPTED = (0.967, 0.995)
 
 
 @dataclass(frozen=True, slots=True)

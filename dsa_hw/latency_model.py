@@ -141,18 +141,19 @@ class LatencyModel:
 
     def layer_ms(self, widths: Tensor, staircase: bool = False) -> Tensor:
         """Calibrated ms of every layer, (..., layers)."""
-        cin = widths @ self._cin + self._cin_constant
-        cout = widths @ self._cout + self._cout_constant
+        flat = widths.reshape(-1, widths.shape[-1]).double()
+        channels = torch.addmm(self._channel_constants, self._channels, flat.T)
         if staircase:
-            cin = torch.minimum(torch.ceil(cin / self._step - 1e-4) * self._step, self._most_in)
-            cout = torch.minimum(torch.ceil(cout / self._step - 1e-4) * self._step, self._most_out)
-        row, along = _locate(cin, self._knots_in, self._last_in)
-        column, across = _locate(cout, self._knots_out, self._last_out)
-        base = self._base + row * self._stride + column
-        table = self._times
-        low = torch.lerp(table[base], table[base + 1], across)
-        high = torch.lerp(table[base + self._stride], table[base + self._stride + 1], across)
-        return torch.lerp(low, high, along)
+            stepped = torch.ceil(channels / self._step - 1e-4) * self._step
+            channels = torch.minimum(stepped, self._most)
+        cells = torch.searchsorted(self._interior, channels.detach(), right=True)
+        cin, cout = channels.chunk(2)
+        row, column = cells.chunk(2)
+        constant, by_in, by_out, by_both = self._cells[
+            self._base + row * self._stride + column
+        ].unbind(-1)
+        ms = constant + by_in * cin + (by_out + by_both * cin) * cout
+        return ms.T.reshape(*widths.shape[:-1], -1).to(widths.dtype)
 
     def features(self, widths: Sequence[int]) -> dict[str, float]:
         """Uncalibrated terms of the staircase form: ms by kind of layer, elements by operation."""
@@ -166,40 +167,36 @@ class LatencyModel:
         return terms | {o.kind: o.elements(widths) for o in self.graph.operations}
 
     def _build(self, layers: Sequence[Layer], surfaces: Mapping[LayerSpec, _Surface]) -> None:
-        def tensor(values: object, dtype: torch.dtype = torch.float32) -> Tensor:
+        def tensor(values: object, dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.as_tensor(np.asarray(values), dtype=dtype, device=self.device)
 
         found = [surfaces[layer.spec] for layer in layers]
-        size = max(max(s.times_ms.shape) for s in found)
-        times = np.zeros((len(layers), size, size))
-        knots_in = np.full((len(layers), size), np.inf)
-        knots_out = np.full((len(layers), size), np.inf)
+        size = max(max(s.times_ms.shape) for s in found) - 1
+        cells = np.zeros((len(layers), size, size, 4))
+        interior = np.full((2, len(layers), max(1, size - 1)), np.inf)
         for index, (layer, surface) in enumerate(zip(layers, found, strict=True)):
-            rows, columns = surface.times_ms.shape
-            scale = self.coefficients.scales[layer.spec.kind]
-            times[index, :rows, :columns] = surface.times_ms * scale
-            knots_in[index, :rows] = surface.knots_in
-            knots_out[index, :columns] = surface.knots_out
-        self._times = tensor(times).flatten()
+            own = surface.cells() * self.coefficients.scales[layer.spec.kind]
+            cells[index, : own.shape[0], : own.shape[1]] = own
+            for side, knots_of_side in enumerate((surface.knots_in, surface.knots_out)):
+                inner = knots_of_side[1:-1]
+                interior[side, index, : len(inner)] = inner
+        sides = [x.cin for x in layers] + [x.cout for x in layers]
+        self._cells = tensor(cells).reshape(-1, 4)
         self._stride = size
-        self._base = tensor(np.arange(len(layers)) * size * size, torch.int64)
-        self._knots_in, self._knots_out = tensor(knots_in), tensor(knots_out)
-        self._last_in = tensor([len(s.knots_in) - 2 for s in found], torch.int64)
-        self._last_out = tensor([len(s.knots_out) - 2 for s in found], torch.int64)
-        self._cin = tensor(np.stack([x.cin.coefficients for x in layers], axis=1))
-        self._cout = tensor(np.stack([x.cout.coefficients for x in layers], axis=1))
-        self._cin_constant = tensor([x.cin.constant for x in layers])
-        self._cout_constant = tensor([x.cout.constant for x in layers])
-        self._step = tensor([self.steps[x.spec.kind] for x in layers])
-        self._most_in = tensor([x.cin(self.choices.dense) for x in layers])
-        self._most_out = tensor([x.cout(self.choices.dense) for x in layers])
+        self._base = tensor(np.arange(len(layers))[:, None] * size * size, torch.int64)
+        self._interior = tensor(interior.reshape(2 * len(layers), -1))
+        self._channels = tensor(np.stack([x.coefficients for x in sides]))
+        self._channel_constants = tensor([[x.constant] for x in sides])
+        self._step = tensor([[self.steps[x.spec.kind]] for x in layers] * 2)
+        self._most = tensor([[x(self.choices.dense)] for x in sides])
         rates = self.coefficients.rates_ms
         operations = self.graph.operations
         self._operations = tensor(
             sum(
                 (o.elements.coefficients * rates[o.kind] for o in operations),
                 np.zeros(len(self.graph.coupling.groups)),
-            )
+            ),
+            torch.float32,
         )
         self._constant = self.coefficients.constant_ms + sum(
             o.elements.constant * rates[o.kind] for o in operations
@@ -213,6 +210,24 @@ class _Surface:
     knots_in: np.ndarray
     knots_out: np.ndarray
     times_ms: np.ndarray
+
+    def cells(self) -> np.ndarray:
+        """(rows, columns, 4) of each rectangle between knots: a + b cin + c cout + d cin cout."""
+        x0, x1 = self.knots_in[:-1, None], self.knots_in[1:, None]
+        y0, y1 = self.knots_out[None, :-1], self.knots_out[None, 1:]
+        t = self.times_ms
+        area = (x1 - x0) * (y1 - y0)
+        corners = (t[:-1, :-1], t[1:, :-1], t[:-1, 1:], t[1:, 1:])
+        t00, t10, t01, t11 = (corner / area for corner in corners)
+        return np.stack(
+            [
+                t00 * x1 * y1 - t10 * x0 * y1 - t01 * x1 * y0 + t11 * x0 * y0,
+                (t10 - t00) * y1 + (t01 - t11) * y0,
+                (t01 - t00) * x1 + (t10 - t11) * x0,
+                t00 - t10 - t01 + t11,
+            ],
+            axis=-1,
+        )
 
 
 def _surface(
@@ -245,13 +260,3 @@ def _time_ms(table: LatencyTable, spec: LayerSpec, cin: int, cout: int) -> float
             "python -m dsa_hw.profile --model NAME --table FILE"
         )
     return table.layer_ms(key)
-
-
-def _locate(values: Tensor, positions: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """Interval of every value among its row of ascending knots, and the position within it."""
-    index = (values.detach()[..., None] >= positions).sum(-1) - 1
-    index = torch.minimum(index.clamp_min(0), last)
-    rows = positions.expand(*values.shape[:-1], *positions.shape)
-    low = torch.gather(rows, -1, index[..., None])[..., 0]
-    high = torch.gather(rows, -1, index[..., None] + 1)[..., 0]
-    return index, (values - low) / (high - low)

@@ -20,7 +20,7 @@ from profilers.timing import Measurement, SamplePlan, measure_interleaved
 PLAN = SamplePlan(sample_ms=8.0, samples=3, warmup_ms=12.0)
 """Short rounds: the machine's speed drifts within seconds, so what is compared must alternate
 faster than that. Sessions are opened and closed for each, or their threads would spin into the
-next one's turn."""
+next one's turn; and each round is a process of its own, or one layout of memory would decide."""
 
 
 def time_networks(
@@ -32,7 +32,7 @@ def time_networks(
     seed: int = 0,
     on_round: Callable[[int], None] | None = None,
 ) -> dict[str, Measurement]:
-    """Interleaved measurements of whole networks, opened afresh every round."""
+    """Interleaved measurements of whole networks, every round in a process of its own."""
     return measure_interleaved(
         {name: lambda m=model: backend.open(m) for name, model in models.items()},
         plan=PLAN,
@@ -41,6 +41,7 @@ def time_networks(
         half_width_pct=half_width_pct,
         time_limit_s=time_limit_s,
         seed=seed,
+        before_round=backend.renew,
         on_round=on_round,
     )
 

@@ -43,6 +43,7 @@ class FakeDevice:
     def __init__(self, slowdown: float = 1.0) -> None:
         self.slowdown = slowdown
         self.opened = 0
+        self.renewed = 0
 
     def provenance(self) -> dict[str, str | int]:
         return {
@@ -50,6 +51,9 @@ class FakeDevice:
             "runtime": "fake", "runtime_version": "0", "provider": "none",
             "precision": "fp32", "batch_size": 1, "threads": 1,
         }  # fmt: skip
+
+    def renew(self) -> None:
+        self.renewed += 1
 
     @contextmanager
     def open(self, model: bytes | Path) -> Iterator[Runner]:

@@ -32,6 +32,10 @@ class Backend(Protocol):
         """Compile a one-layer model as that layer runs *inside* a network of this runtime."""
         ...
 
+    def renew(self) -> None:
+        """Forget what outlasts a model (a process, its memory): the next one starts as if first."""
+        ...
+
     def outputs(self, model: bytes | Path, inputs: np.ndarray) -> np.ndarray:
         """First output of a model with one input."""
         ...

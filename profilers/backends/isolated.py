@@ -98,6 +98,10 @@ class IsolatedOnnxRuntimeCpu(OnnxRuntimeCpu):
         self._folder = Path(tempfile.mkdtemp(prefix="dsa_hw_"))
         weakref.finalize(self, _clean_up, self._worker, self._folder)
 
+    def renew(self) -> None:
+        """End the worker; the next model gets a new process."""
+        self._worker.stop()
+
     @contextmanager
     def open(self, model: bytes | Path) -> Iterator[Runner]:
         """The whole model, in the worker."""

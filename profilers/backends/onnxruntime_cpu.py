@@ -8,13 +8,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import onnxruntime as ort
-import psutil
 
 from profilers.timing import Runner
+
+if TYPE_CHECKING:
+    import onnx
 
 NCHWC_DOMAIN = "com.microsoft.nchwc"
 CPU_FEATURES = ("sse4_2", "avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile",
@@ -33,7 +35,7 @@ class OnnxRuntimeCpu:
 
     def __init__(self, batch_size: int = 1, threads: int | None = None) -> None:
         self.batch_size = batch_size
-        self.threads = threads or psutil.cpu_count(logical=False) or 1
+        self.threads = threads or _physical_cores()
 
     def provenance(self) -> dict[str, str | int]:
         """What a measurement here depends on."""
@@ -49,6 +51,9 @@ class OnnxRuntimeCpu:
             "batch_size": self.batch_size,
             "threads": self.threads,
         }
+
+    def renew(self) -> None:
+        """Nothing outlasts a session but this process."""
 
     @contextmanager
     def open(self, model: bytes | Path) -> Iterator[Runner]:
@@ -94,6 +99,8 @@ class OnnxRuntimeCpu:
         yield Runner(lambda: session.run(None, feeds))
 
     def _optimized(self, model: bytes) -> onnx.ModelProto:
+        import onnx  # here: a worker that times whole networks starts faster without it
+
         with tempfile.TemporaryDirectory() as folder:
             options = self._options()
             options.optimized_model_filepath = os.path.join(folder, "optimized.onnx")
@@ -134,6 +141,12 @@ def _pad_input_channels(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], nam
         if node.domain == NCHWC_DOMAIN and node.op_type == "Conv" and node.input[0] in names:
             groups = next((a.i for a in node.attribute if a.name == "group"), 1)
             shapes[node.input[0]].dim[1].dim_value = weights[node.input[1]][1] * groups
+
+
+def _physical_cores() -> int:
+    import psutil
+
+    return psutil.cpu_count(logical=False) or 1
 
 
 def _cpu() -> tuple[str, str]:
