@@ -117,6 +117,7 @@ class DeployedGraph:
     Attributes:
         layers: in the graph's order.
         operations: what else moves data, summed up by kind.
+        unknown_operations: ONNX names of those without a kind of their own, priced as ``other``.
         digest: identifies the graph and its coupling, not its weights.
     """
 
@@ -134,6 +135,7 @@ class DeployedGraph:
         self._module_of = {node.output[0]: self._layer_module(node) for node in self._layer_nodes()}
         self.layers = tuple(self._layer(node) for node in self._layer_nodes())
         self._elements = {i.name: self._dense(i.name) for i in self.model.graph.input}
+        self.unknown_operations: tuple[str, ...] = ()
         self.operations = self._operations()
         self.digest = self._digest()
 
@@ -221,6 +223,7 @@ class DeployedGraph:
 
     def _operations(self) -> tuple[Operation, ...]:
         sums: dict[str, Linear] = {}
+        unknown: set[str] = set()
         elements = self._elements
         layers = dict(zip(self._module_of, self.layers, strict=True))
         for node in self.model.graph.node:
@@ -235,6 +238,9 @@ class DeployedGraph:
             if node.op_type in FREE_OPS or self._is_fused(node) or moved is None:
                 continue
             _add(sums, kind, moved)
+            if kind == "other":
+                unknown.add(node.op_type)
+        self.unknown_operations = tuple(sorted(unknown))
         return tuple(Operation(kind, value) for kind, value in sorted(sums.items()))
 
     def _follow(self, node: onnx.NodeProto, elements: dict[str, Linear]) -> Linear | None:

@@ -90,6 +90,16 @@ def configured_table(config: DeviceConfig, backend: Backend) -> LatencyTable:
         raise UserError(f"cannot write the latency table {path}: {error.strerror}") from error
 
 
+def unknown_operations_warning(graph: DeployedGraph) -> list[str]:
+    """What a user should know of operations that the latency model has no kind of its own for."""
+    if not graph.unknown_operations:
+        return []
+    return [
+        f"operations that the latency model does not know ({', '.join(graph.unknown_operations)}) "
+        "share one calibrated price an element: look at the held-out error before trusting it"
+    ]
+
+
 def build_model(config: ModelConfig, num_classes: int | None = None) -> nn.Module:
     """The configured network with freshly seeded (or given) weights."""
     torch.manual_seed(config.seed)
@@ -470,6 +480,7 @@ class _Run:
         ]
         warnings = (
             mismatched
+            + unknown_operations_warning(graph)
             + [w for m in measured.values() if (w := m.warning)]
             + _logged_warnings(self.folder)
         )

@@ -13,7 +13,13 @@ def _run(config: ProfileConfig) -> int:
     from dsa_hw.console import Progress
     from dsa_hw.coupling import find_coupling
     from dsa_hw.deployed import DeployedGraph, export_onnx
-    from dsa_hw.pipeline import build_model, configured_backend, configured_table, example_for
+    from dsa_hw.pipeline import (
+        build_model,
+        configured_backend,
+        configured_table,
+        example_for,
+        unknown_operations_warning,
+    )
     from dsa_hw.profiling import profile_network
 
     progress = Progress()
@@ -21,6 +27,8 @@ def _run(config: ProfileConfig) -> int:
     progress.say(f"measuring with {backend.name} on {backend.provenance()['device']}")
     model, example = build_model(config), example_for(config)
     graph = DeployedGraph(export_onnx(model, example), find_coupling(model, example))
+    for warning in unknown_operations_warning(graph):
+        progress.say(f"warning: {warning}")
     table = configured_table(config, backend)
     profiled = profile_network(
         graph, backend, table, networks=config.calibration_networks, rounds=config.rounds,

@@ -177,6 +177,25 @@ class LatencyTable:
                 self._checksum = checksum
         self.rounds.setdefault(key, []).append((taken, reference_ms))
 
+    def absorb(self, other: LatencyTable) -> int:
+        """Add the rounds of another table of the same device and runtime; returns how many.
+
+        A measurement in both keeps the rounds of both; a round that is here already is not added
+        again. Drift is judged by this table's nominal reference time.
+
+        Raises:
+            ProvenanceMismatch: the tables were measured under different conditions.
+        """
+        self.check(other.provenance)
+        added = 0
+        for key, rounds in other.rounds.items():
+            known = set(self.rounds.get(key, ()))
+            for taken, reference_ms in rounds:
+                if (taken, reference_ms) not in known:
+                    self.append(key, taken, reference_ms)
+                    added += 1
+        return added
+
     def _catch_up(self) -> None:
         """Take in what other processes wrote since; leave out an unfinished last line."""
         assert self.path is not None

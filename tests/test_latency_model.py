@@ -14,6 +14,7 @@ from dsa_hw.calibration import calibrate
 from dsa_hw.coupling import find_coupling
 from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.latency_model import LatencyModel
+from dsa_hw.pipeline import unknown_operations_warning
 from dsa_hw.profiling import ProfiledNetwork, latency_model, profile_network
 from profilers.errors import MissingMeasurement
 from profilers.table import LatencyTable, LayerKey
@@ -178,3 +179,24 @@ def test_profiling_again_measures_nothing(graph: DeployedGraph, profiled) -> Non
     assert again.collected.measured == 0
     assert again.collected.reused > 50
     assert device.opened == 0
+
+
+class Wavy(nn.Module):
+    """A network with an operation that no deployed vision network has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 32, 3, padding=1)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.sin(self.conv(x)).mean((2, 3)))
+
+
+def test_unknown_operations_are_named() -> None:
+    torch.manual_seed(0)
+    model, x = Wavy(), torch.randn(1, 3, 8, 8)
+    graph = DeployedGraph(export_onnx(model, x), find_coupling(model, x))
+    assert graph.unknown_operations == ("Sin",)
+    assert "Sin" in unknown_operations_warning(graph)[0]
+    assert {o.kind for o in graph.operations} >= {"other"}

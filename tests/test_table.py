@@ -120,6 +120,28 @@ def test_two_writers_on_one_file(path: Path) -> None:
     assert len(second) == 16  # the second writer has seen the first one's lines
 
 
+def test_tables_of_one_device_merge(path: Path, tmp_path: Path) -> None:
+    other = LatencyTable.open(tmp_path / "other.jsonl", PROVENANCE)
+    other.append(LayerKey(SPEC, 16, 32), taken(2.0), 0.5)  # a round that both have
+    other.append(LayerKey(SPEC, 16, 32), taken(2.5), 0.5)
+    other.append(NetworkKey("other", (8,)), taken(1.0), 0.5)
+    table = LatencyTable.load(path)
+    assert table.absorb(other) == 2
+    assert table.absorb(other) == 0
+    again = LatencyTable.load(path)
+    assert again.rounds == table.rounds
+    assert len(again.rounds[LayerKey(SPEC, 16, 32)]) == 2
+
+
+def test_tables_of_different_conditions_do_not_merge(path: Path, tmp_path: Path) -> None:
+    other = LatencyTable.open(tmp_path / "other.jsonl", PROVENANCE | {"threads": 7})
+    other.append(NetworkKey("other", (8,)), taken(1.0), 0.5)
+    table = LatencyTable.load(path)
+    with pytest.raises(ProvenanceMismatch, match=r"threads = .*7"):
+        table.absorb(other)
+    assert len(LatencyTable.load(path)) == 6
+
+
 def test_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"python -m dsa_hw\.profile"):
         LatencyTable.load(tmp_path / "no.jsonl")
