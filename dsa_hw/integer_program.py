@@ -44,8 +44,12 @@ class PairwiseCost:
 
     def __call__(self, index: np.ndarray) -> np.ndarray:
         """(n, groups) choices -> (n,) cost."""
-        total = self.constant + sum(s[index[:, g]] for g, s in enumerate(self.single))
-        return total + sum(t[index[:, g], index[:, h]] for (g, h), t in self.pairs.items())
+        total = np.full(len(index), self.constant)
+        for g, single in enumerate(self.single):
+            total += single[index[:, g]]
+        for (g, h), table in self.pairs.items():
+            total += table[index[:, g], index[:, h]]
+        return total
 
 
 def decompose(
@@ -197,7 +201,7 @@ class _Program:
         return milp(
             -self._gain,
             integrality=integrality,
-            bounds=Bounds(0.0, upper),
+            bounds=Bounds(0.0, upper),  # pyright: ignore[reportArgumentType]
             constraints=self._constraints(),
             options={"time_limit": time_limit_s, "mip_rel_gap": 1e-5},
         )
@@ -249,4 +253,4 @@ class _Program:
             shape=(len(self._rows), self._columns),
         )
         low, high = (np.array([row[k] for row in self._rows]) for k in (2, 3))
-        return LinearConstraint(matrix.tocsr(), low, high)
+        return LinearConstraint(matrix.tocsr(), low, high)  # pyright: ignore[reportArgumentType]

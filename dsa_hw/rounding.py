@@ -39,13 +39,16 @@ class Constraint:
 
     Args:
         slack: how far under the target a solution may stay before it counts as giving up value.
+        terms: (candidates, groups) widths -> (candidates, terms), where the cost is the maximum of
+            terms that are each a sum over pairs of groups; None where it is one itself.
     """
 
     name: str
     unit: str
     cost: Cost
     target: float
-    slack: float = 0.015
+    slack: float = 0.009
+    terms: Cost | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,10 +261,20 @@ class _Problem:
         return [value[some] for value, some in zip(self._given[1], offered, strict=True)]
 
     def _relative_costs(self) -> list[Callable[[np.ndarray], np.ndarray]]:
-        def relative(constraint: Constraint) -> Callable[[np.ndarray], np.ndarray]:
-            return lambda index: constraint.cost(self.widths(index)) / constraint.target
-
-        return [relative(constraint) for constraint in self._constraints]
+        """Each constraint over its target; one of several terms gives one a term."""
+        any_widths = self.widths(np.zeros((1, len(self.counts)), int))
+        found = []
+        for c in self._constraints:
+            if c.terms is None:
+                found.append(lambda index, c=c: c.cost(self.widths(index)) / c.target)
+                continue
+            for term in range(c.terms(any_widths).shape[-1]):
+                found.append(
+                    lambda index, terms=c.terms, target=c.target, k=term: (
+                        terms(self.widths(index))[:, k] / target
+                    )
+                )
+        return found
 
     def widths(self, index: np.ndarray) -> np.ndarray:
         """(n, groups) indices -> widths."""
