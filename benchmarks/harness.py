@@ -60,6 +60,21 @@ def provenance(backend_provenance: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def machine() -> dict[str, Any]:
+    """What a benchmark of training ran on."""
+    import platform
+
+    import torch
+
+    found: dict[str, Any] = {
+        "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
 def finish(
     name: str, options: Options, figures: dict[str, Any], origin: dict[str, Any], table: Table
 ) -> None:

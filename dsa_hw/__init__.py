@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dsa_hw.budgets import FlopsBudget, LatencyBudget, ParamsBudget
+    from dsa_hw.budgets import FlopsBudget, LatencyBudget, MemoryBudget, ParamsBudget
     from dsa_hw.errors import InfeasibleBudget, UnsupportedModel, UserError
     from dsa_hw.search import DSAPruner, SearchSettings
     from dsa_hw.surgery import load_pruned
@@ -20,6 +20,7 @@ _HOME = {
     "FlopsBudget": "budgets",
     "InfeasibleBudget": "errors",
     "LatencyBudget": "budgets",
+    "MemoryBudget": "budgets",
     "ParamsBudget": "budgets",
     "SearchSettings": "search",
     "UnsupportedModel": "errors",
@@ -32,6 +33,7 @@ __all__ = [
     "FlopsBudget",
     "InfeasibleBudget",
     "LatencyBudget",
+    "MemoryBudget",
     "ParamsBudget",
     "SearchSettings",
     "UnsupportedModel",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from dsa_hw.choices import WidthChoices, width_choices
 from dsa_hw.deployed import DeployedGraph
+from dsa_hw.errors import UserError
 from dsa_hw.latency_model import LatencyModel
+from dsa_hw.memory import PeakMemory
 from dsa_hw.profiling import latency_model
 from profilers.spec import LayerSpec
 from profilers.table import LatencyTable
@@ -76,7 +79,7 @@ class ModelledLatency:
 
     def to(self, device: torch.device | str) -> ModelledLatency:
         """The same budget for widths on another device."""
-        return ModelledLatency(self.model.to(device), self.target, self.correction)
+        return dataclasses.replace(self, model=self.model.to(device))
 
 
 class CountedBudget:
@@ -149,10 +152,12 @@ class LatencyBudget:
     Args:
         table: with this network's layers and whole networks (``python -m dsa_hw.profile``).
         target_ms: the latency to reach.
+        name: tells several devices apart, each with a table and a target of its own.
     """
 
     table: LatencyTable
     target_ms: float
+    name: str = "latency"
 
     def bind(self, graph: DeployedGraph) -> tuple[Budget, WidthChoices]:
         """The calibrated budget over a network's widths, on the table's steps.
@@ -161,7 +166,8 @@ class LatencyBudget:
             MissingMeasurement: the network has not been profiled into the table.
         """
         latency = latency_model(graph, self.table)
-        return ModelledLatency(latency.model, self.target_ms), latency.choices
+        budget = ModelledLatency(latency.model, self.target_ms, name=self.name)
+        return budget, latency.choices
 
 
 @dataclass(frozen=True)
@@ -191,6 +197,34 @@ class ParamsBudget:
     def bind(self, graph: DeployedGraph) -> tuple[Budget, WidthChoices]:
         """The budget over a network's widths."""
         return _relative(params_budget, graph, self.keep_ratio), _uniform_choices(graph, self.step)
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """A part of the dense network's peak activation memory; see ``memory`` and ``FlopsBudget``."""
+
+    keep_ratio: float
+    step: int = 1
+
+    def bind(self, graph: DeployedGraph) -> tuple[Budget, WidthChoices]:
+        """The budget over a network's widths."""
+        dense = count(PeakMemory(graph, 0.0), graph.dense_widths)
+        return PeakMemory(graph, self.keep_ratio * dense), _uniform_choices(graph, self.step)
+
+
+def check_names(budgets: Sequence[Budget]) -> None:
+    """See that budgets can be told apart in logs and results.
+
+    Raises:
+        UserError: two have the same name.
+    """
+    names = [budget.name for budget in budgets]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"{names.count(name)} budgets are called {name!r}; give them names, as in "
+                "LatencyBudget(table, target_ms, name='phone')"
+            )
 
 
 def count(budget: Budget, widths: Sequence[int]) -> float:

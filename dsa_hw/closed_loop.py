@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dsa_hw.budgets import Budget, ModelledLatency
 from dsa_hw.choices import WidthChoices
+from dsa_hw.memory import PeakMemory
 from dsa_hw.rounding import Constraint, Rounded, round_widths
 
 ROUNDS = 6
@@ -125,13 +127,20 @@ def _round(
     correction: float,
     aim: float,
 ) -> Rounded:
+    """Round with the measured budget corrected, and aimed a little under its target."""
     constraints = []
+    measured = next((b for b in budgets if isinstance(b, ModelledLatency)), None)
     for budget in budgets:
-        if isinstance(budget, ModelledLatency):
-            budget = dataclasses.replace(budget, correction=correction)
+        target = budget.target
+        if budget is measured:
+            budget = dataclasses.replace(measured, correction=correction)
+            target *= aim
         constraints.append(
-            Constraint(budget.name, budget.unit, _batched(budget), aim * budget.target)
-        )
+            Constraint(
+                budget.name, budget.unit, _batched(budget.charged), target,
+                terms=_batched(budget.terms) if isinstance(budget, PeakMemory) else None,
+            )
+        )  # fmt: skip
     return round_widths(choices, values, constraints)
 
 
@@ -151,13 +160,13 @@ def _latency(budgets: Sequence[Budget]) -> ModelledLatency:
     return next(b for b in budgets if isinstance(b, ModelledLatency))
 
 
-def _batched(budget: Budget) -> Callable[[np.ndarray], np.ndarray]:
+def _batched(charged: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
     @torch.no_grad()
     def cost(widths: np.ndarray) -> np.ndarray:
-        return budget.charged(torch.as_tensor(widths, dtype=torch.float32)).double().numpy()
+        return charged(torch.as_tensor(widths, dtype=torch.float32)).double().numpy()
 
     return cost
 
 
 def _charged(budgets: Sequence[Budget], widths: np.ndarray) -> list[float]:
-    return [float(_batched(budget)(widths[None])[0]) for budget in budgets]
+    return [float(_batched(budget.charged)(widths[None])[0]) for budget in budgets]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from dsa_hw.errors import UserError
 
 Precision = Literal["fp32", "fp16", "int8"]
-BudgetName = Literal["latency", "flops", "params"]
+BudgetName = Literal["latency", "flops", "params", "memory"]
 
 
 def _option(default: Any, text: str) -> Any:
@@ -70,10 +70,23 @@ class PruneConfig(ModelConfig):
     budget: tuple[BudgetName, ...] = _option(("latency",), "what is limited; several at once work")
     flops_ratio: float | None = _option(None, "part of the dense FLOPs to keep, in (0, 1]")
     params_ratio: float | None = _option(None, "part of the dense weights to keep, in (0, 1]")
+    memory_ratio: float | None = _option(
+        None, "part of the dense network's peak activation memory to keep, in (0, 1]"
+    )
+    search_from: str | None = _option(
+        None, "run folder of a finished search on the same network and data: take what it learned "
+        "to this run's budget, without a new search"
+    )  # fmt: skip
     pretrained: bool = _option(False, "start from torchvision's or timm's weights")
     weights: str | None = _option(None, "start from these weights (safetensors)")
     exclude: tuple[str, ...] = _option((), "patterns of layer names that keep all channels")
-    importance: Literal["bn_scale", "filter_l1"] = _option("bn_scale", "base importance")
+    importance: Literal["bn_scale", "filter_l1", "taylor"] = _option("bn_scale", "base importance")
+    combination: Literal["mean", "max", "sum"] = _option(
+        "mean", "of the importances of layers that share channels; sum is of normalized ones"
+    )
+    constraint: Literal["projection", "admm", "augmented_lagrangian"] = _option(
+        "projection", "how the search holds the budgets"
+    )
 
     data: str = _option("glyphs", "glyphs, digits, cifar10, cifar100, imagefolder, or a factory")
     data_root: str | None = _option(None, "folder of the data set")
@@ -89,6 +102,10 @@ class PruneConfig(ModelConfig):
     lr: float = _option(0.1, "peak learning rate")
     weight_decay: float = _option(5e-4, "weight decay")
     validation_fraction: float = _option(0.1, "training data set aside for the keep ratios")
+    distill: float | None = _option(
+        None, "share of the fine-tuning loss that imitates the dense network, in (0, 1]"
+    )
+    distill_temperature: float = _option(4.0, "softens the outputs that are imitated")
     mixed_precision: Literal["no", "bf16", "fp16"] = _option("no", "training precision")
     train_device: str | None = _option(None, "cpu or cuda; CUDA where there is one if unset")
 
@@ -100,11 +117,27 @@ class PruneConfig(ModelConfig):
         _require(self.calibration_networks >= 4, "calibration-networks",
                  self.calibration_networks, "4 or more")  # fmt: skip
         _require(self.rounds >= 2, "rounds", self.rounds, "2 or more")
+        _require(self.distill is None or 0 < self.distill <= 1, "distill", self.distill,
+                 "in (0, 1]")  # fmt: skip
+        _require(self.distill_temperature > 0, "distill-temperature",
+                 self.distill_temperature, "a positive number")  # fmt: skip
+        self._check_training()
         _require(0 < self.validation_fraction < 1, "validation-fraction",
                  self.validation_fraction, "between 0 and 1")  # fmt: skip
         finetune = self.finetune_epochs
         if finetune is not None and self.epochs:
             _require(0 <= finetune < self.epochs, "finetune-epochs", finetune, "less than epochs")
+
+    def _check_training(self) -> None:
+        if self.epochs:
+            return
+        for name, wanted in (
+            ("search_from", self.search_from),
+            ("distill", self.distill),
+            ("importance", self.importance == "taylor" or None),
+        ):
+            _require(wanted is None, name.replace("_", "-"), getattr(self, name),
+                     "no use of it without training (epochs is 0)")  # fmt: skip
 
     def _check_targets(self) -> None:
         latency = "latency" in self.budget
@@ -116,11 +149,11 @@ class PruneConfig(ModelConfig):
             )
         _require(not given or latency, "target-ms / target-ratio", given, "a latency budget")
         _require((self.target_ms or 1) > 0, "target-ms", self.target_ms, "a positive number")
-        for name in ("target_ratio", "flops_ratio", "params_ratio"):
+        for name in ("target_ratio", "flops_ratio", "params_ratio", "memory_ratio"):
             value = getattr(self, name)
             _require(value is None or 0 < value < 1, name.replace("_", "-"), value,
                      "between 0 and 1")  # fmt: skip
-        for name in ("flops", "params"):
+        for name in ("flops", "params", "memory"):
             wanted, value = name in self.budget, getattr(self, f"{name}_ratio")
             _require(wanted == (value is not None), f"{name}-ratio", value,
                      f"a number if and only if {name} is among the budgets")  # fmt: skip

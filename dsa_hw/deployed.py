@@ -118,6 +118,8 @@ class DeployedGraph:
         layers: in the graph's order.
         operations: what else moves data, summed up by kind.
         unknown_operations: ONNX names of those without a kind of their own, priced as ``other``.
+        elements: of every value between the nodes.
+        precision: of weights and activations.
         digest: identifies the graph and its coupling, not its weights.
     """
 
@@ -125,7 +127,7 @@ class DeployedGraph:
         _unshare_weights(exported.graph)
         self.model = shape_inference.infer_shapes(exported, strict_mode=True, data_prop=True)
         self.coupling = coupling
-        self._precision = precision
+        self.precision = precision
         self._weights = {i.name: i for i in self.model.graph.initializer}
         self._shapes = _value_shapes(self.model)
         self._consumers: dict[str, list[onnx.NodeProto]] = {}
@@ -134,7 +136,7 @@ class DeployedGraph:
                 self._consumers.setdefault(name, []).append(node)
         self._module_of = {node.output[0]: self._layer_module(node) for node in self._layer_nodes()}
         self.layers = tuple(self._layer(node) for node in self._layer_nodes())
-        self._elements = {i.name: self._dense(i.name) for i in self.model.graph.input}
+        self.elements = {i.name: self._dense(i.name) for i in self.model.graph.input}
         self.unknown_operations: tuple[str, ...] = ()
         self.operations = self._operations()
         self.digest = self._digest()
@@ -205,7 +207,7 @@ class DeployedGraph:
                 groups=_group_form(groups, ins, outs),
                 size=(shape[2], shape[3]),
                 batch=shape[0],
-                dtype=self._precision,
+                dtype=self.precision,
                 tail=self._tail(node),
             )
         cin = Linear(*self.coupling.widths_to_linear((module, "in"), ins))
@@ -224,7 +226,7 @@ class DeployedGraph:
     def _operations(self) -> tuple[Operation, ...]:
         sums: dict[str, Linear] = {}
         unknown: set[str] = set()
-        elements = self._elements
+        elements = self.elements
         layers = dict(zip(self._module_of, self.layers, strict=True))
         for node in self.model.graph.node:
             kind = KINDS.get(node.op_type, "other")
@@ -308,7 +310,7 @@ class DeployedGraph:
                 if len(node.input) > 2:
                     shapes[node.input[2]] = (cout,)
             elif node.op_type == "BatchNormalization":
-                elements = self._elements[node.input[0]](widths)
+                elements = self.elements[node.input[0]](widths)
                 shape = self._shapes[node.input[0]]
                 channels = round(elements * shape[1] / np.prod(shape))
                 shapes.update({name: (channels,) for name in node.input[1:]})

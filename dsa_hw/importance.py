@@ -2,49 +2,167 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dsa_hw.coupling import Coupling
+from dsa_hw.errors import UserError
 
-Importance = Literal["bn_scale", "filter_l1"]
-IMPORTANCES: tuple[Importance, ...] = ("bn_scale", "filter_l1")
+Importance = Literal["bn_scale", "filter_l1", "taylor"]
+IMPORTANCES: tuple[Importance, ...] = ("bn_scale", "filter_l1", "taylor")
+Combination = Literal["mean", "max", "sum"]
 FLOOR = 1e-12
+"""Least score, as a part of its group's greatest: dead channels must not set the spread."""
+LEAST = 1e-30
+MEMORY = 0.99
+"""Of the Taylor scores' moving average over training steps."""
+
+
+class Scores(Protocol):
+    """Scores of all atoms of a model."""
+
+    @property
+    def present(self) -> Tensor:
+        """(groups, atoms) bool, false where padded."""
+        ...
+
+    def __call__(self) -> Tensor:
+        """(groups, atoms) positive scores, detached; 1 where padded."""
+        ...
+
+
+class MemberCombination:
+    """One score an atom, from the scores of its channels in the layers that share it.
+
+    Args:
+        kind: ``mean`` or ``max`` of the members' scores as they are, or ``sum`` of each member's
+            scores over their mean (so that no member outweighs the others by its scale).
+        members: (channels,) flat atom (group * atoms + atom) of every channel of each member.
+    """
+
+    def __init__(self, kind: Combination, members: Sequence[Tensor], present: Tensor) -> None:
+        self._kind, self._members, self._present = kind, members, present
+
+    def __call__(self, scores: Sequence[Tensor]) -> Tensor:
+        """(channels,) scores of each member -> (groups, atoms), positive, 1 where padded."""
+        total = torch.zeros(self._present.numel(), device=self._present.device)
+        count = torch.zeros_like(total)
+        for atoms, own in zip(self._members, scores, strict=True):
+            own = own.to(total.dtype)
+            if self._kind == "max":
+                total.scatter_reduce_(0, atoms, own, "amax")
+                continue
+            if self._kind == "sum":
+                own = own / own.mean().clamp_min(LEAST)
+            total.index_add_(0, atoms, own)
+            count.index_add_(0, atoms, torch.ones_like(own))
+        if self._kind == "mean":
+            total /= count.clamp_min(1)
+        found = total.view_as(self._present).masked_fill(~self._present, 0.0)
+        floor = (FLOOR * found.amax(-1, keepdim=True)).clamp_min(LEAST)
+        return torch.where(self._present, torch.maximum(found, floor), 1.0)
+
+
+def present_atoms(coupling: Coupling, device: torch.device) -> Tensor:
+    """(groups, atoms) bool, false where a group has fewer atoms than the largest."""
+    size = max(g.atoms for g in coupling.groups)
+    atoms = torch.tensor([g.atoms for g in coupling.groups], device=device)
+    return torch.arange(size, device=device) < atoms[:, None]
+
+
+class TaylorScores:
+    """First-order effect of removing an atom on the training loss.
+
+    Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019,
+    arXiv:1906.10771, section 3: |sum of parameter times gradient| over a channel's scale and shift,
+    which is the gradient by a gate of value 1 on the channel. Here the masks are the gates, and the
+    score is a moving average of the gradient's magnitude over training batches (the paper averages
+    its square). The gradient is taken at the mask's own value and not multiplied by it, so that a
+    channel that is nearly closed can still come back.
+    """
+
+    def __init__(self, coupling: Coupling, device: torch.device, combination: Combination) -> None:
+        self.present = present_atoms(coupling, device)
+        self._kind: Combination = combination
+        self._average: Tensor | None = None
+        self._combine: MemberCombination | None = None
+        self._sizes: list[int] = []
+
+    def note(self, layers: Sequence[Tensor], gradients: Tensor) -> None:
+        """Take in one training batch.
+
+        Args:
+            layers: for every masked layer, the positions of its channels in the flat masks.
+            gradients: (channels of all layers,) of the loss by the masks.
+        """
+        if self._combine is None:
+            last = self.present.numel()
+            self._sizes = [len(index) for index in layers]
+            self._kept = [(index < last).nonzero()[:, 0] for index in layers]
+            members = [index[kept] for index, kept in zip(layers, self._kept, strict=True)]
+            self._combine = MemberCombination(self._kind, members, self.present)
+        sizes = torch.nan_to_num(gradients.detach().abs(), posinf=0.0)
+        if self._average is None:
+            self._average = sizes.clone()
+        else:
+            self._average.lerp_(sizes, 1.0 - MEMORY)
+
+    def __call__(self) -> Tensor:
+        """(groups, atoms); all 1 before the first batch."""
+        if self._average is None or self._combine is None:
+            return torch.ones(self.present.shape, device=self.present.device)
+        layers = self._average.split(self._sizes)
+        return self._combine([own[kept] for own, kept in zip(layers, self._kept, strict=True)])
+
+    def state(self) -> Tensor | None:
+        """What to keep for an exact resume."""
+        return None if self._average is None else self._average.clone()
+
+    def restore(self, layers: Sequence[Tensor], state: Tensor | None) -> None:
+        """Go on from ``state``."""
+        if state is not None:
+            self._average = None
+            self.note(layers, state.to(self.present.device))
 
 
 class AtomImportance:
-    """Scores of all atoms of a model, batched over its groups.
-
-    A group's members (layers that share its channels) are combined by their mean.
+    """Scores from the weights as they are, batched over groups.
 
     Args:
         model: its parameters are read at each call, so the scores follow training.
         kind: ``bn_scale`` (|gamma|; groups without a batch-norm use their filters) or
             ``filter_l1`` (a filter's L1 norm, relative to its layer's mean).
+        combination: of a group's members; see ``MemberCombination``.
     """
 
-    def __init__(self, model: nn.Module, coupling: Coupling, kind: Importance) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        coupling: Coupling,
+        kind: Importance,
+        combination: Combination = "mean",
+    ) -> None:
+        if kind == "taylor":
+            raise UserError(
+                "taylor importance comes from gradients of training; without training use "
+                "bn_scale or filter_l1"
+            )
         self._modules = dict(model.named_modules())
-        self._groups = len(coupling.groups)
-        self._size = max(g.atoms for g in coupling.groups)
         device = next(model.parameters()).device
-        self.present = torch.zeros(self._groups, self._size, dtype=torch.bool, device=device)
-        for index, group in enumerate(coupling.groups):
-            self.present[index, : group.atoms] = True
+        self.present = present_atoms(coupling, device)
+        self._size = self.present.shape[1]
         self._members = self._choose(coupling, kind, device)
+        atoms = [atoms for _, _, atoms in self._members]
+        self._combine = MemberCombination(combination, atoms, self.present)
 
     def __call__(self) -> Tensor:
         """(groups, atoms) positive scores, detached; 1 where padded."""
-        total = torch.zeros(self._groups * self._size, device=self.present.device)
-        count = torch.zeros_like(total)
-        for name, positions, atoms in self._members:
-            scores = self._scores(self._modules[name])[positions]
-            total.index_add_(0, atoms, scores.to(total.dtype))
-            count.index_add_(0, atoms, torch.ones_like(scores, dtype=total.dtype))
-        scores = (total / count.clamp_min(1)).view(self._groups, self._size)
-        return torch.where(self.present, scores.clamp_min(FLOOR), 1.0)
+        return self._combine(
+            [self._scores(self._modules[name])[where] for name, where, _ in self._members]
+        )
 
     def _choose(self, coupling: Coupling, kind: Importance, device: torch.device):
         """(module name, positions that count, their atoms) of every member."""

@@ -17,31 +17,65 @@ from dsa_hw.coupling import Coupling
 class MaskStore:
     """The current masks; shared by everything that applies them.
 
-    ``flat`` is (groups * atoms + 1,) with a constant 1 at the end for channels that stay, or None
-    while nothing is masked.
+    Attributes:
+        flat: (groups * atoms + 1,) with a constant 1 at the end for channels that stay, or None
+            while nothing is masked.
+        gates: (channels of all masked layers,) the same masks laid out by layer; a leaf that
+            collects gradients where ``with_gradients``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, with_gradients: bool = False) -> None:
         self.flat: Tensor | None = None
+        self.gates: Tensor | None = None
+        self._with_gradients = with_gradients
+        self._indices: list[Tensor] = []
+        self._all: Tensor | None = None
+        self._by_layer: tuple[Tensor, ...] = ()
+
+    @property
+    def indices(self) -> list[Tensor]:
+        """For every masked layer, (channels,) positions in ``flat``."""
+        return self._indices
+
+    def add(self, index: Tensor) -> int:
+        """Reserve a place for a layer of these positions in ``flat``; returns its number."""
+        self._indices.append(index)
+        self._all = None
+        return len(self._indices) - 1
+
+    def of(self, layer: int) -> Tensor | None:
+        """(channels,) masks of a layer, None while nothing is masked."""
+        return None if self.flat is None else self._by_layer[layer]
 
     def set(self, masks: Tensor | None) -> None:
         """Use ``masks`` (groups, atoms) from the next forward pass on; None removes them."""
-        self.flat = None if masks is None else torch.cat([masks.flatten(), masks.new_ones(1)])
+        self.set_flat(None if masks is None else torch.cat([masks.flatten(), masks.new_ones(1)]))
+
+    def set_flat(self, flat: Tensor | None) -> None:
+        """The same, in the form of ``flat``. Laid out for all layers at once: a gather, not many"""
+        self.flat, self.gates = flat, None
+        if flat is None or not self._indices:
+            return
+        if self._all is None:
+            self._all = torch.cat(self._indices)
+        laid_out = flat[self._all]
+        if self._with_gradients and not laid_out.requires_grad:
+            self.gates = laid_out = laid_out.requires_grad_()
+        self._by_layer = laid_out.split([len(index) for index in self._indices])
 
 
 class _MaskedParameter(nn.Module):
     """Scales a (C,) parameter by its channels' masks."""
 
-    def __init__(self, store: MaskStore, index: Tensor) -> None:
+    def __init__(self, store: MaskStore, layer: int) -> None:
         super().__init__()
-        self._store = store
-        self.index: Tensor
-        self.register_buffer("index", index, persistent=False)
+        self._store, self._layer = store, layer
 
     def forward(self, parameter: Tensor) -> Tensor:
-        if self._store.flat is None:
+        mask = self._store.of(self._layer)
+        if mask is None:
             return parameter
-        return parameter * self._store.flat[self.index].to(parameter.dtype)
+        return parameter * (mask if mask.dtype == parameter.dtype else mask.to(parameter.dtype))
 
 
 class ChannelMasks:
@@ -50,10 +84,17 @@ class ChannelMasks:
     Args:
         model: changed in place, until ``remove``.
         example_inputs: (N, C, H, W), to see which layers a batch-norm follows.
+        with_gradients: collect the loss's gradient by mask (``gate_gradients``) while training.
     """
 
-    def __init__(self, model: nn.Module, coupling: Coupling, example_inputs: Tensor) -> None:
-        self.store = MaskStore()
+    def __init__(
+        self,
+        model: nn.Module,
+        coupling: Coupling,
+        example_inputs: Tensor,
+        with_gradients: bool = False,
+    ) -> None:
+        self.store = MaskStore(with_gradients)
         self._norms: list[nn.Module] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._size = max(g.atoms for g in coupling.groups)
@@ -73,6 +114,23 @@ class ChannelMasks:
         """Use ``masks`` (groups, atoms) from now on; None lets everything through."""
         self.store.set(masks)
 
+    def gate_gradients(self) -> tuple[list[Tensor], Tensor] | None:
+        """What the backward passes left since the masks were set, None if nothing did.
+
+        Returns:
+            For every masked layer the positions of its channels in the flat masks, and the
+            gradients by the masks, (channels of all layers,).
+        """
+        gates = self.store.gates
+        if gates is None or gates.grad is None:
+            return None
+        return self.store.indices, gates.grad
+
+    @property
+    def removed(self) -> bool:
+        """Whether the model has been given back."""
+        return not self._norms and not self._hooks
+
     def remove(self) -> None:
         """Give the model back as it was, with its trained parameters."""
         self.store.set(None)
@@ -86,22 +144,24 @@ class ChannelMasks:
     def _attach(self, module: nn.Module, index: Tensor, followed: bool) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.affine:
+                layer = self.store.add(index)
                 for name in ("weight", "bias"):
-                    masked = _MaskedParameter(self.store, index)
+                    masked = _MaskedParameter(self.store, layer)
                     parametrize.register_parametrization(module, name, masked, unsafe=True)
                 self._norms.append(module)
                 return
         elif followed:
             return
-        self._hooks.append(module.register_forward_hook(_masking_hook(self.store, index)))
+        hook = _masking_hook(self.store, self.store.add(index))
+        self._hooks.append(module.register_forward_hook(hook))
 
 
-def _masking_hook(store: MaskStore, index: Tensor):
+def _masking_hook(store: MaskStore, layer: int):
     def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        if store.flat is None:
+        mask = store.of(layer)
+        if mask is None:
             return output
-        mask = store.flat[index].to(output.dtype)
-        return output * mask.view(1, -1, *[1] * (output.dim() - 2))
+        return output * mask.to(output.dtype).view(1, -1, *[1] * (output.dim() - 2))
 
     return hook
 

@@ -16,6 +16,7 @@ from dsa_hw.budgets import (
     Budget,
     FlopsBudget,
     LatencyBudget,
+    MemoryBudget,
     ParamsBudget,
     count,
     flops_budget,
@@ -28,15 +29,18 @@ from dsa_hw.console import Progress
 from dsa_hw.coupling import find_coupling
 from dsa_hw.data import DataSplits, load_data
 from dsa_hw.deployed import DeployedGraph, export_onnx
+from dsa_hw.distillation import Distillation
 from dsa_hw.errors import InfeasibleBudget, UserError
+from dsa_hw.finished_search import FinishedSearch, load_finished_search
 from dsa_hw.html_report import write_run_report
 from dsa_hw.importance import AtomImportance
 from dsa_hw.masks import ChannelMasks
+from dsa_hw.memory import PeakMemory
 from dsa_hw.models import default_input_shape, resolve_model
 from dsa_hw.profiling import ProfiledNetwork, profile_network
 from dsa_hw.rounding import kept_importance
 from dsa_hw.run_folder import ONNX_FILE, RESULT_FILE, RunFolder, Stopwatch
-from dsa_hw.search import BudgetRequest, DSAPruner, outputs_of
+from dsa_hw.search import BudgetRequest, DSAPruner, SearchSettings, outputs_of
 from dsa_hw.surgery import Keep, keep_most_important, remove_channels, save_pruned
 from dsa_hw.training import Stage, Trainer
 from dsa_hw.validation import export_checked, loop_measure, resolve_target, time_networks
@@ -164,6 +168,8 @@ def prune(config: PruneConfig, progress: Progress) -> dict[str, Any]:
     if (done := folder.read_json(RESULT_FILE)) is not None:
         progress.say(f"{folder.path} is finished already; this is its result")
         return done
+    _check_teacher(config)
+    learned = load_finished_search(config)
     dense = load_dense(config)
     backend = configured_backend(config)
     started = time.perf_counter()
@@ -175,11 +181,21 @@ def prune(config: PruneConfig, progress: Progress) -> dict[str, Any]:
     )  # fmt: skip
     target_ms = check_target(config, profiled)
     folder.start(config)
-    run = _Run(config, folder, dense, backend, table, profiled, target_ms, progress)
+    run = _Run(config, folder, dense, backend, table, profiled, target_ms, learned, progress)
     run.watch.seconds["profile"] = round(
         run.watch.seconds.get("profile", 0.0) + time.perf_counter() - started, 2
     )
     return run.finish()
+
+
+def _check_teacher(config: PruneConfig) -> None:
+    """See that there is a trained dense network to learn from, if one is asked for."""
+    given = config.train_dense or config.pretrained or config.weights or config.search_from
+    if config.distill is not None and not given:
+        raise UserError(
+            "distill needs a trained dense network: add --train-dense true, --pretrained true or "
+            "--weights FILE"
+        )
 
 
 def load_dense(config: PruneConfig) -> Dense:
@@ -252,11 +268,13 @@ class _Run:
         table: LatencyTable,
         profiled: ProfiledNetwork,
         target_ms: float | None,
+        learned: FinishedSearch | None,
         progress: Progress,
     ) -> None:
         self.config, self.folder, self.dense = config, folder, dense
         self.backend, self.table, self.profiled = backend, table, profiled
-        self.target_ms, self.progress = target_ms, progress
+        self.target_ms, self.learned, self.progress = target_ms, learned, progress
+        self.trained_dense: nn.Module | None = None
         self.watch = Stopwatch(folder)
         self.trainer = (
             Trainer(config, dense.data, folder, progress) if dense.data is not None else None
@@ -285,15 +303,23 @@ class _Run:
         config, trainer = self.config, self.trainer
         if trainer is None:
             return None
+        if self.learned is not None and self.learned.dense is not None:
+            with self.watch.measure("dense"):
+                model = trainer.prepare(build_model(config, self._classes()))
+                model.load_state_dict(self.learned.dense)
+                self.trained_dense = model
+                return trainer.accuracy(model)
         if config.train_dense:
             with self.watch.measure("dense"):
                 model = trainer.prepare(build_model(config, self._classes()))
                 steps = config.epochs * trainer.steps
                 trainer.train(model, Stage("dense", config.epochs, 0, steps))
+                self.trained_dense = model
                 return trainer.accuracy(model)
         if config.pretrained or config.weights:
             with self.watch.measure("dense"):
-                return trainer.accuracy(trainer.prepare(self.dense.model))
+                self.trained_dense = trainer.prepare(self.dense.model)
+                return trainer.accuracy(self.trained_dense)
         return None
 
     def _classes(self) -> int | None:
@@ -312,9 +338,12 @@ class _Run:
             elif name == "flops":
                 assert config.flops_ratio is not None
                 requests.append(FlopsBudget(config.flops_ratio, step))
-            else:
+            elif name == "params":
                 assert config.params_ratio is not None
                 requests.append(ParamsBudget(config.params_ratio, step))
+            else:
+                assert config.memory_ratio is not None
+                requests.append(MemoryBudget(config.memory_ratio, step))
         return requests
 
     def _measure(self) -> Measure | None:
@@ -372,7 +401,9 @@ class _Run:
         model, example, graph = self.dense.model, self.dense.example, self.dense.graph
         bound = [request.bind(graph) for request in self._requests()]
         choices = merged_choices([c for _, c in bound])
-        scores = AtomImportance(model, graph.coupling, self.config.importance)().cpu().numpy()
+        config = self.config
+        scorer = AtomImportance(model, graph.coupling, config.importance, config.combination)
+        scores = scorer().cpu().numpy()
         groups = graph.coupling.groups
         atoms = [scores[i, : g.atoms] for i, g in enumerate(groups)]
         values = kept_importance(choices, atoms, [len(g.layers) for g in groups])
@@ -393,9 +424,15 @@ class _Run:
         steps = config.search_epochs * per_epoch
         pruner = DSAPruner(
             model, self.dense.example.to(trainer.device), self._requests(), steps,
-            importance=config.importance, exclude=config.exclude, seed=config.seed,
-            on_event=self.folder.log,
+            settings=SearchSettings(constraint=config.constraint),
+            importance=config.importance, combination=config.combination,
+            exclude=config.exclude, seed=config.seed, on_event=self.folder.log,
         )  # fmt: skip
+        if self.learned is not None:
+            model.load_state_dict(self.learned.model)
+            pruner.load_state_dict(self.learned.pruner)
+            pruner.retarget()
+            return self._finished(pruner)
         validation_loss = trainer.validation_loss(model)
         with self.watch.measure("search"):
             trainer.train(
@@ -406,6 +443,10 @@ class _Run:
                 extra_state=pruner.state_dict,
                 load_extra=pruner.load_state_dict,
             )
+        return self._finished(pruner)
+
+    def _finished(self, pruner: DSAPruner) -> Small:
+        """Round at the budgets and remove channels."""
         found = pruner.finish_with_report(self._measure())
         return _small(
             found.model, found.allocation, found.keep, found.keep_ratios.tolist(),
@@ -425,8 +466,16 @@ class _Run:
         first = config.search_epochs * trainer.steps
         stage = Stage("finetune", config.resolved_finetune_epochs, first, self._all_steps())
         with self.watch.measure("finetune"):
-            trainer.train(small, stage)
+            trainer.train(small, stage, distillation=self._distillation())
             return trainer.accuracy(small)
+
+    def _distillation(self) -> Distillation | None:
+        config = self.config
+        if config.distill is None:
+            return None
+        if self.trained_dense is None:
+            raise UserError("distill: the run that search-from names trained no dense network")
+        return Distillation(self.trained_dense, config.distill, config.distill_temperature)
 
     # -- proof -----------------------------------------------------------------------------
 
@@ -471,6 +520,7 @@ class _Run:
         # timed then and now, says how fast the machine is now.
         drift = dense.median_ms / self.table.measurement(self._dense_key()).median_ms
         flops, params = flops_budget(graph, 1.0), params_budget(graph, 1.0)
+        memory = PeakMemory(graph, 1.0)
         here = self.backend.provenance()
         provenance = dict(self.table.provenance) | here
         mismatched = [
@@ -504,6 +554,7 @@ class _Run:
                 "accuracy": dense_accuracy,
                 "flops": count(flops, graph.dense_widths),
                 "params": count(params, graph.dense_widths),
+                "peak_memory_bytes": count(memory, graph.dense_widths),
             },
             "pruned": {
                 "predicted_ms": predicted * drift,
@@ -512,6 +563,7 @@ class _Run:
                 "accuracy": accuracy,
                 "flops": count(flops, small.widths),
                 "params": count(params, small.widths),
+                "peak_memory_bytes": count(memory, small.widths),
                 "masked_vs_pruned_max_abs": small.masked_vs_pruned_max_abs,
                 "torch_vs_onnx_max_rel": onnx_difference,
             },

@@ -2,12 +2,14 @@
 
 Latency does not depend on the weights, so this is a discrete problem: maximise the sum of each
 group's value over its allowed widths, with every cost at or under its target. Costs couple the
-groups (a layer pays for both its sides), so the solver is a search over whole width vectors that
-evaluates all single and paired moves of one step at once, from several starting points.
+groups (a layer pays for both its sides). A local search over whole width vectors finds a good
+allocation for any cost; where costs are sums over layers, an integer program (``integer_program``)
+then finds the best one, or says by how much it may be missed.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +17,17 @@ import numpy as np
 
 from dsa_hw.choices import WidthChoices
 from dsa_hw.errors import InfeasibleBudget
+from dsa_hw.integer_program import PairwiseCost, decompose, interacting_groups, solve
 
 PERTURBED_STARTS = {False: 12, True: 60}
 ALL_PAIRS = 5_000
+COARSE = 9
+"""Choices of a group while a problem is too large to be looked at whole."""
+PRODUCTS = 12_000
+"""Pairs of choices up to which the whole problem goes to the integer program."""
+TIME_LIMIT_S = 10.0
+INEXACT = 2e-3
+"""A cost further than this (of its target) from any sum over pairs is left to local search."""
 
 Cost = Callable[[np.ndarray], np.ndarray]
 """(candidates, groups) widths -> (candidates,) cost; batched."""
@@ -29,22 +39,37 @@ class Constraint:
 
     Args:
         slack: how far under the target a solution may stay before it counts as giving up value.
+        terms: (candidates, groups) widths -> (candidates, terms), where the cost is the maximum of
+            terms that are each a sum over pairs of groups; None where it is one itself.
     """
 
     name: str
     unit: str
     cost: Cost
     target: float
-    slack: float = 0.015
+    slack: float = 0.009
+    terms: Cost | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Rounded:
-    """An allocation: (groups,) widths, its value, and its cost under each constraint."""
+    """An allocation.
+
+    Args:
+        widths: (groups,).
+        value: of these widths.
+        costs: under each constraint.
+        bound: no allocation scores more than this; None where that is not known (the costs are no
+            sums over layers, or the problem is too large to be solved whole).
+        score: the value, less what leaving the budget unused costs; equal to the bound when the
+            allocation is proven to be the best.
+    """
 
     widths: np.ndarray
     value: float
     costs: tuple[float, ...]
+    score: float
+    bound: float | None = None
 
 
 def closeness(choices: WidthChoices, widths: np.ndarray) -> list[np.ndarray]:
@@ -79,11 +104,13 @@ def round_widths(
     choices: WidthChoices,
     values: Sequence[np.ndarray],
     constraints: Sequence[Constraint],
+    time_limit_s: float = TIME_LIMIT_S,
 ) -> Rounded:
     """Allowed widths of the highest total value that meet every constraint.
 
     Args:
         values: per group, one number a choice (any scale, finite).
+        time_limit_s: for the integer program; 0 leaves it out.
 
     Raises:
         InfeasibleBudget: even the least widths cost too much; says the least that can be had.
@@ -97,13 +124,47 @@ def round_widths(
                 f"be reached: the least this network can have here is {cost:.4g} "
                 f"{constraint.unit} (every group at its smallest width)"
             )
-    best = max(map(problem.climb, problem.starts()), key=problem.score)
-    widths = problem.widths(best[None])[0]
+    found = _solved(problem, time_limit_s) if time_limit_s > 0 else None
+    index, bound = found or (_locally_best(problem, many_starts=True), None)
+    widths = problem.widths(index[None])[0]
     return Rounded(
         widths=widths,
-        value=float(problem.value(best[None])[0]),
+        value=float(problem.value(index[None])[0]),
         costs=tuple(problem.costs(widths[None])[0].tolist()),
+        score=problem.score(index),
+        bound=None if bound is None else max(bound, problem.score(index)),
     )
+
+
+def _locally_best(problem: _Problem, many_starts: bool) -> np.ndarray:
+    """(groups,) choices: the best that climbing finds, among a few choices where there are many."""
+    offered = problem.spread()
+    part = problem.restricted(offered)
+    starts = part.starts() if many_starts else [part.plain_start()]
+    best = max(map(part.climb, starts), key=part.score)
+    return np.array([o[i] for o, i in zip(offered, best, strict=True)])
+
+
+def _solved(problem: _Problem, time_limit_s: float) -> tuple[np.ndarray, float | None] | None:
+    """The integer program's choices, and its bound if it saw the whole problem.
+
+    None where the costs are no sums over pairs of groups. A problem that is too large is solved in
+    windows around the best known choices, coarse ones first.
+    """
+    deadline = time.monotonic() + time_limit_s
+    index = _locally_best(problem, many_starts=False)
+    sizes = [problem.counts[g] * problem.counts[h] for g, h in problem.interacting(index)]
+    if sum(sizes) <= PRODUCTS:
+        return problem.solve(problem.everything(), index, time_limit_s)
+    stride = max(1, int(problem.counts.max()) // COARSE)
+    while stride and (left := deadline - time.monotonic()) > 0:
+        step = problem.solve(problem.window(index, stride), index, left)
+        if step is None:
+            return None
+        if problem.score(step[0]) <= problem.score(index) + 1e-9:
+            stride //= 2
+        index = step[0]
+    return index, None
 
 
 class _Problem:
@@ -116,17 +177,104 @@ class _Problem:
         constraints: Sequence[Constraint],
     ) -> None:
         self._constraints = constraints
+        self._given = choices, values
         size = max(map(len, values))
-        self._counts = np.array([len(v) for v in values])
+        self.counts = np.array([len(v) for v in values])
         self._values = np.full((len(values), size), -np.inf)
         self._widths = np.zeros((len(values), size))
         for row, (value, allowed) in enumerate(zip(values, choices.widths, strict=True)):
             self._values[row, : len(value)] = value
             self._widths[row, : len(value)] = allowed
         self._rows = np.arange(len(values))
-        self._movable = np.flatnonzero(self._counts > 1)
-        free = self._counts[self._movable]
+        self._movable = np.flatnonzero(self.counts > 1)
+        free = self.counts[self._movable]
+        self._slack = min(c.slack for c in constraints)
+        self._unused_penalty = 50.0 * len(self._movable)
         self._is_small = (free.sum() ** 2 - (free**2).sum()) / 2 <= ALL_PAIRS
+
+    def restricted(self, offered: Sequence[np.ndarray]) -> _Problem:
+        """The same problem with a part of each group's choices (ascending indices)."""
+        choices, values = self._given
+        widths = tuple(
+            tuple(allowed[i] for i in some)
+            for allowed, some in zip(choices.widths, offered, strict=True)
+        )
+        fewer = [value[some] for value, some in zip(values, offered, strict=True)]
+        return _Problem(WidthChoices(widths, choices.steps), fewer, self._constraints)
+
+    def everything(self) -> list[np.ndarray]:
+        """All choices of every group."""
+        return [np.arange(n) for n in self.counts]
+
+    def spread(self) -> list[np.ndarray]:
+        """All choices where they are few; elsewhere some, evenly spread, and the most valuable."""
+        found = []
+        for count, best in zip(self.counts, self._values.argmax(-1), strict=True):
+            if count <= 2 * COARSE:
+                found.append(np.arange(count))
+            else:
+                even = np.linspace(0, count - 1, 2 * COARSE - 1).round().astype(int)
+                found.append(np.unique(np.append(even, best)))
+        return found
+
+    def window(self, index: np.ndarray, stride: int) -> list[np.ndarray]:
+        """Choices around ``index``, ``stride`` apart."""
+        steps = np.arange(-(COARSE // 2), COARSE // 2 + 1) * stride
+        return [
+            np.unique(np.clip(own + steps, 0, count - 1))
+            for own, count in zip(index, self.counts, strict=True)
+        ]
+
+    def interacting(self, base: np.ndarray) -> list[tuple[int, int]]:
+        """Pairs of groups that some cost couples."""
+        found = [interacting_groups(cost, self.counts, base) for cost in self._relative_costs()]
+        return list(dict.fromkeys(pair for pairs in found for pair in pairs))
+
+    def solve(
+        self, offered: Sequence[np.ndarray], index: np.ndarray, time_limit_s: float
+    ) -> tuple[np.ndarray, float | None] | None:
+        """The best choices among ``offered``, no worse than ``index``, and a bound on the score.
+
+        None where the costs are no sums over pairs of groups.
+        """
+        part = self.restricted(offered)
+        base = np.array([np.searchsorted(o, i) for o, i in zip(offered, index, strict=True)])
+        costs = part.pairwise(base)
+        if any(cost.error > INEXACT for cost in costs):
+            return None
+        solution = solve(
+            self._own_values(offered), costs, slack=self._slack,
+            unused_penalty=self._unused_penalty, at_least=part.score(base) - 1e-9,
+            time_limit_s=time_limit_s,
+        )  # fmt: skip
+        if solution.index is None:
+            return index, solution.bound
+        found = np.array([o[i] for o, i in zip(offered, solution.index, strict=True)])
+        better = self.score(found) > self.score(index)
+        return (found if better else index), solution.bound
+
+    def pairwise(self, base: np.ndarray) -> list[PairwiseCost]:
+        """Every cost over its target, as a sum over pairs of groups."""
+        return [decompose(cost, self.counts, base) for cost in self._relative_costs()]
+
+    def _own_values(self, offered: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [value[some] for value, some in zip(self._given[1], offered, strict=True)]
+
+    def _relative_costs(self) -> list[Callable[[np.ndarray], np.ndarray]]:
+        """Each constraint over its target; one of several terms gives one a term."""
+        any_widths = self.widths(np.zeros((1, len(self.counts)), int))
+        found = []
+        for c in self._constraints:
+            if c.terms is None:
+                found.append(lambda index, c=c: c.cost(self.widths(index)) / c.target)
+                continue
+            for term in range(c.terms(any_widths).shape[-1]):
+                found.append(
+                    lambda index, terms=c.terms, target=c.target, k=term: (
+                        terms(self.widths(index))[:, k] / target
+                    )
+                )
+        return found
 
     def widths(self, index: np.ndarray) -> np.ndarray:
         """(n, groups) indices -> widths."""
@@ -151,9 +299,8 @@ class _Problem:
 
     def _scores(self, index: np.ndarray) -> np.ndarray:
         use = self.relative(index)
-        slack = min(c.slack for c in self._constraints)
-        unused = np.maximum(0.0, 1.0 - slack - use)
-        scores = self.value(index) - 50.0 * len(self._movable) * unused
+        unused = np.maximum(0.0, 1.0 - self._slack - use)
+        scores = self.value(index) - self._unused_penalty * unused
         return np.where(use <= 1.0, scores, -np.inf)
 
     def starts(self) -> list[np.ndarray]:
@@ -165,12 +312,16 @@ class _Problem:
         best = self._values.argmax(-1)
         rng = np.random.default_rng(0)
         starts = PERTURBED_STARTS[self._is_small]
-        factors = np.exp(rng.normal(0.0, 1.5, (starts, len(self._counts))))
-        plain = np.ones((1, len(self._counts)))
-        found = [self._descend(best, weights) for weights in np.concatenate([plain, factors])]
-        anywhere = rng.integers(0, self._counts, (starts, len(self._counts)))
-        found += [self._descend(start, plain[0]) for start in anywhere]
-        return [*found, np.zeros(len(self._counts), int)]
+        factors = np.exp(rng.normal(0.0, 1.5, (starts, len(self.counts))))
+        found = [self._descend(best, weights) for weights in factors]
+        anywhere = rng.integers(0, self.counts, (starts, len(self.counts)))
+        plain = np.ones(len(self.counts))
+        found += [self._descend(start, plain) for start in anywhere]
+        return [self.plain_start(), *found, np.zeros(len(self.counts), int)]
+
+    def plain_start(self) -> np.ndarray:
+        """The best choice of every group, brought under budget."""
+        return self._descend(self._values.argmax(-1), np.ones(len(self.counts)))
 
     def _descend(self, index: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Step down where it costs the least weighted value per cost saved, until in budget."""
@@ -207,7 +358,7 @@ class _Problem:
         for delta in (-1, 1) if down is None else (-1 if down else 1,):
             rows = self._movable[
                 (index[self._movable] + delta >= 0)
-                & (index[self._movable] + delta < self._counts[self._movable])
+                & (index[self._movable] + delta < self.counts[self._movable])
             ]
             moves = np.repeat(index[None], len(rows), axis=0)
             moves[np.arange(len(rows)), rows] += delta
@@ -221,7 +372,7 @@ class _Problem:
             return self._all_pairs(index)
         found = []
         for up, down in ((1, -1), (2, -1), (1, -2)):
-            ups = self._movable[index[self._movable] + up < self._counts[self._movable]]
+            ups = self._movable[index[self._movable] + up < self.counts[self._movable]]
             downs = self._movable[index[self._movable] + down >= 0]
             first, second = (a.ravel() for a in np.meshgrid(ups, downs, indexing="ij"))
             different = first != second
@@ -237,7 +388,7 @@ class _Problem:
         found = [index[None]]
         for position, first in enumerate(self._movable):
             for second in self._movable[position + 1 :]:
-                sizes = int(self._counts[first]), int(self._counts[second])
+                sizes = int(self.counts[first]), int(self.counts[second])
                 grid = np.indices(sizes).reshape(2, -1)
                 moves = np.repeat(index[None], grid.shape[1], axis=0)
                 moves[:, first], moves[:, second] = grid

@@ -6,7 +6,8 @@ the budget is held by a Lagrangian. Where this differs from the paper, and why:
 
 - Masks wait until the loss has started to fall; from random weights they would only be noise.
 - The budget's target is lowered linearly, from the network's own cost to the target, and the keep
-  ratios are projected onto it after each move (the paper splits by ADMM).
+  ratios are projected onto it after each move. The paper's splitting (ADMM) and an augmented
+  Lagrangian are ``SearchSettings.constraint``; see ``constraints``.
 - beta2 rises exponentially, in units of the spread of log importance.
 - Masks are the keep probabilities themselves rather than Bernoulli samples of them, unless
   ``SearchSettings.stochastic``: the same limit with less noise on the way.
@@ -22,20 +23,23 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from dsa_hw.budgets import Budget
+from dsa_hw.budgets import Budget, check_names
 from dsa_hw.choices import WidthChoices, merged_choices
 from dsa_hw.closed_loop import Allocation, Measure, allocate
+from dsa_hw.constraints import ConstraintMethod, make_mover
+from dsa_hw.constraints.mover import fit_to_budget
 from dsa_hw.coupling import find_coupling
 from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.dpp import keep_probabilities, sample_masks, standardized_inexactness
-from dsa_hw.importance import AtomImportance, Importance
+from dsa_hw.importance import AtomImportance, Combination, Importance, Scores, TaylorScores
 from dsa_hw.masks import ChannelMasks
 from dsa_hw.rounding import closeness
 from dsa_hw.surgery import Keep, keep_most_important, remove_channels
 
-PROJECTIONS = 3
+RETARGETING_STEPS = 20
 
 Event = dict[str, Any]
 """One line of the search's history; see ``DSAPruner._log``."""
@@ -59,8 +63,9 @@ class SearchSettings:
         fallen: the loss has fallen when its average is at most this part of its first average.
         beta2: inexactness at the start and at the end, in spreads of log importance.
         budget_ramp: fraction of the search over which the target is lowered.
-        validation_every: steps between two moves of the keep ratios.
+        validation_every: steps between two moves of the keep ratios; masks follow at each move.
         keep_ratio_lr: Adam's step for them, falling to a tenth.
+        constraint: how the budgets are held while the keep ratios move.
         stochastic: sample masks (the paper); otherwise channels are scaled by their probability.
         log_every: steps between two events of the history (each waits for the device once).
     """
@@ -71,6 +76,7 @@ class SearchSettings:
     budget_ramp: float = 0.6
     validation_every: int = 4
     keep_ratio_lr: float = 0.02
+    constraint: ConstraintMethod = "projection"
     stochastic: bool = False
     log_every: int = 10
 
@@ -112,6 +118,7 @@ class DSAPruner:
         budgets: one or several; all of them are met.
         total_steps: calls of ``step`` that the search will have.
         importance: base importance of the pruning process.
+        combination: of the importances of layers that share channels.
         exclude: patterns of module names whose channels all stay.
         seed: of the sampled masks; the same on all processes.
         on_event: receives the history (``log.jsonl`` of the command).
@@ -126,6 +133,7 @@ class DSAPruner:
         *,
         settings: SearchSettings | None = None,
         importance: Importance = "bn_scale",
+        combination: Combination = "mean",
         exclude: Sequence[str] = (),
         seed: int = 0,
         on_event: Callable[[Event], None] | None = None,
@@ -136,28 +144,48 @@ class DSAPruner:
         device = example_inputs.device
         self.coupling = find_coupling(model, example_inputs, exclude)
         self.graph = DeployedGraph(export_onnx(model, example_inputs), self.coupling)
-        requests = budgets if isinstance(budgets, Sequence) else [budgets]
-        bound = [request.bind(self.graph) for request in requests]
-        self.budgets = [budget.to(device) for budget, _ in bound]
-        self.choices = merged_choices([choices for _, choices in bound])
-        self._importance = AtomImportance(model, self.coupling, importance)
-        self._masks = ChannelMasks(model, self.coupling, example_inputs)
+        self._taylor = (
+            TaylorScores(self.coupling, device, combination) if importance == "taylor" else None
+        )
+        self._importance: Scores = self._taylor or AtomImportance(
+            model, self.coupling, importance, combination
+        )
+        self._masks = self._masked()
         self._on_event = on_event or (lambda event: None)
 
         groups = self.coupling.groups
         self._dense = torch.tensor([float(g.dense_width) for g in groups], device=device)
-        least = torch.as_tensor(self.choices.least, dtype=torch.float32, device=device)
-        self._least = least / self._dense
+        self._least = torch.zeros_like(self._dense)
         self.keep_ratios = torch.ones(len(groups), device=device, requires_grad=True)
-        self._optimizer = torch.optim.Adam([self.keep_ratios], lr=self.settings.keep_ratio_lr)
-        self._targets = torch.tensor([b.target for b in self.budgets], device=device)
-        self._first_costs = self._costs(self._dense).detach()
+        self._bind(budgets)
+        self._mover = make_mover(
+            self.settings.constraint, self.keep_ratios, self._least, len(self.budgets)
+        )
         self._generator = torch.Generator(device=device).manual_seed(seed)
         self._steps = 0
         self._search_from: int | None = None
         self._first_loss: float | None = None
         self._recent = torch.zeros(2, device=device)  # sum and number of validation losses
         self._last_loss = torch.zeros((), device=device)
+        if self._taylor is not None:
+            self._masks.set(torch.ones(self._taylor.present.shape, device=device))
+
+    def _bind(self, budgets: BudgetRequest | Sequence[BudgetRequest]) -> None:
+        """The budgets over this network, their targets, and the widths they allow."""
+        device = self._dense.device
+        requests = budgets if isinstance(budgets, Sequence) else [budgets]
+        bound = [request.bind(self.graph) for request in requests]
+        self.budgets = [budget.to(device) for budget, _ in bound]
+        check_names(self.budgets)
+        self.choices = merged_choices([choices for _, choices in bound])
+        least = torch.as_tensor(self.choices.least, dtype=torch.float32, device=device)
+        self._least.copy_(least / self._dense)
+        self._targets = torch.tensor([b.target for b in self.budgets], device=device)
+        self._first_costs = self._costs(self._dense).detach()
+
+    def _masked(self) -> ChannelMasks:
+        gated = self._taylor is not None
+        return ChannelMasks(self._model, self.coupling, self._example, with_gradients=gated)
 
     # -- in the loop -------------------------------------------------------------------------
 
@@ -169,19 +197,29 @@ class DSAPruner:
                 at every ``validation_every``-th step.
         """
         self._steps += 1
+        self._note_gradients()
         turn = self._steps % self.settings.validation_every == 0
         if self._search_from is None:
             if turn:
                 with torch.no_grad(), _frozen_statistics(self._model):
-                    self._note_loss(validation_loss())
+                    self._note_loss(_averaged(validation_loss()))
             self._watch_loss()
         elif turn:
             self._move_keep_ratios(validation_loss)
-        if self._search_from is not None:
+        began = self._search_from == self._steps
+        if self._search_from is not None and (turn or began or self.settings.stochastic):
             with torch.no_grad():
                 self._masks.set(self._draw())
         if self._steps % self.settings.log_every == 0:
             self._log()
+
+    def _note_gradients(self) -> None:
+        """Hand the training batch's gradients by mask to the Taylor scores."""
+        if self._taylor is None or (found := self._masks.gate_gradients()) is None:
+            return
+        layers, gradients = found
+        self._taylor.note(layers, _averaged(gradients))
+        gradients.zero_()
 
     @property
     def searching(self) -> bool:
@@ -228,31 +266,13 @@ class DSAPruner:
         with _frozen_statistics(self._model):
             loss = validation_loss()
         (loss_gradient,) = torch.autograd.grad(loss, self.keep_ratios)
-        for options in self._optimizer.param_groups:
-            options["lr"] = self.settings.keep_ratio_lr * (1.0 - 0.9 * self.progress)
-        self._note_loss(loss.detach())
-        self.keep_ratios.grad = self._along_budget(loss_gradient)
-        self._optimizer.step()
-        self._meet_targets()
+        self._note_loss(_averaged(loss.detach()))
+        step = self.settings.keep_ratio_lr * (1.0 - 0.9 * self.progress)
+        self._mover.move(_averaged(loss_gradient), self._violations, step)
 
-    def _violation(self) -> Tensor:
-        """How far the tightest budget is above (or, negative, below) what holds now; relative."""
-        return (self._costs(self.keep_ratios * self._dense) / self.current_targets() - 1.0).max()
-
-    def _along_budget(self, gradient: Tensor) -> Tensor:
-        """The part of ``gradient`` that leaves the tightest budget's cost alone."""
-        (normal,) = torch.autograd.grad(self._violation(), self.keep_ratios)
-        return gradient - normal * (gradient @ normal) / (normal @ normal).clamp_min(1e-20)
-
-    def _meet_targets(self) -> None:
-        """Scale all keep ratios by one factor until the tightest budget is just met."""
-        for _ in range(PROJECTIONS):
-            violation = self._violation()
-            (slope,) = torch.autograd.grad(violation, self.keep_ratios)
-            with torch.no_grad():
-                per_log = (slope * self.keep_ratios).sum().clamp_min(1e-6)
-                scaled = self.keep_ratios * torch.exp((-violation / per_log).clamp(-0.5, 0.5))
-                self.keep_ratios.copy_(torch.clamp(scaled, self._least, torch.ones(())))
+    def _violations(self, keep_ratios: Tensor) -> Tensor:
+        """(budgets,) cost over the target that holds now, less 1."""
+        return self._costs(keep_ratios * self._dense) / self.current_targets() - 1.0
 
     def _note_loss(self, loss: Tensor) -> None:
         self._last_loss = loss.detach()
@@ -332,6 +352,26 @@ class DSAPruner:
 
     # -- the end -------------------------------------------------------------------------------
 
+    def retarget(self, budgets: BudgetRequest | Sequence[BudgetRequest] | None = None) -> None:
+        """Take what has been learned to other budgets, without a new search.
+
+        All keep ratios are scaled by one factor until the tightest budget is just met: how the
+        groups compare to each other stays as learned. ``finish`` may be called again afterwards.
+
+        Args:
+            budgets: from now on; None are those of the constructor (after ``load_state_dict`` of a
+                search that had others).
+        """
+        if budgets is not None:
+            self._bind(budgets)
+        with torch.no_grad():
+            self.keep_ratios.copy_(torch.maximum(self.keep_ratios, self._least))
+
+        def violations(keep_ratios: Tensor) -> Tensor:
+            return self._costs(keep_ratios * self._dense) / self._targets - 1.0
+
+        fit_to_budget(self.keep_ratios, self._least, violations, RETARGETING_STEPS)
+
     def finish(self, measure: Measure | None = None) -> nn.Module:
         """The smaller network; see ``finish_with_report`` for what else is known of it.
 
@@ -359,6 +399,8 @@ class DSAPruner:
         scores = self._importance().cpu().numpy()
         atoms = [scores[i, : g.atoms] for i, g in enumerate(self.coupling.groups)]
         keep = keep_most_important(self.coupling, allocation.widths, atoms)
+        if self._masks.removed:  # finished before, for another target
+            self._masks = self._masked()
         masked = self._outputs_with(keep)
         self._masks.remove()
         small = remove_channels(self._model, self.coupling, keep)
@@ -379,9 +421,10 @@ class DSAPruner:
         return {
             "settings": asdict(self.settings),
             "keep_ratios": self.keep_ratios.detach().clone(),
-            "optimizer": self._optimizer.state_dict(),
+            "mover": self._mover.state_dict(),
             "generator": self._generator.get_state(),
             "masks": self._masks.store.flat,
+            "taylor": None if self._taylor is None else self._taylor.state(),
             "steps": self._steps,
             "search_from": self._search_from,
             "first_loss": self._first_loss,
@@ -393,9 +436,12 @@ class DSAPruner:
         """Continue where ``state_dict`` was taken; the model's own state is the caller's."""
         with torch.no_grad():
             self.keep_ratios.copy_(state["keep_ratios"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._mover.load_state_dict(state["mover"])
         self._generator.set_state(state["generator"].cpu())
-        self._masks.store.flat = state["masks"]
+        masks = state["masks"]
+        self._masks.store.set_flat(None if masks is None else masks.to(self._dense.device))
+        if self._taylor is not None:
+            self._taylor.restore(self._masks.store.indices, state["taylor"])
         self._steps = state["steps"]
         self._search_from = state["search_from"]
         self._first_loss = state["first_loss"]
@@ -412,6 +458,15 @@ def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
         return model(inputs)
     finally:
         model.train(was_training)
+
+
+def _averaged(value: Tensor) -> Tensor:
+    """Mean over all processes, so that all of them move alike; ``value`` itself when alone."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, random_split
 
 from dsa_hw.config import PruneConfig
 from dsa_hw.data import DataSplits, ImageTensors, batches
+from dsa_hw.distillation import Distillation
 from dsa_hw.run_folder import RunFolder
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -94,6 +95,7 @@ class Trainer:
         stage: Stage,
         *,
         searching: bool = False,
+        distillation: Distillation | None = None,
         after_step: Callable[[], None] | None = None,
         extra_state: Callable[[], dict] | None = None,
         load_extra: Callable[[dict], None] | None = None,
@@ -103,6 +105,7 @@ class Trainer:
         Args:
             model: on ``device``; trained in place.
             searching: train on the search split (the rest is for the keep ratios).
+            distillation: a teacher beside the labels.
             after_step: called after every optimizer step.
             extra_state, load_extra: more to keep in the checkpoint.
         """
@@ -126,7 +129,9 @@ class Trainer:
             first_epoch = state["epoch"]
             self._folder.rewind_log(state["log_bytes"])
         for epoch in range(first_epoch, stage.epochs):
-            loss = self._epoch(prepared, optimizer, scheduler, stage, epoch, searching, after_step)
+            loss = self._epoch(
+                prepared, optimizer, scheduler, stage, epoch, searching, distillation, after_step
+            )
             accuracy = None if searching else self.accuracy(model)
             self._folder.log(
                 {
@@ -155,6 +160,7 @@ class Trainer:
         stage: Stage,
         epoch: int,
         searching: bool,
+        distillation: Distillation | None,
         after_step: Callable[[], None] | None,
     ) -> float:
         """One epoch; returns its mean training loss."""
@@ -166,7 +172,10 @@ class Trainer:
         seen = time.monotonic()
         for step, (x, y) in enumerate(itertools.islice(stream, steps)):
             with self._accelerator.autocast():
-                loss = self.criterion(model(x), y)
+                outputs = model(x)
+                loss = self.criterion(outputs, y)
+                if distillation is not None:
+                    loss = distillation.loss(loss, outputs, x)
             self._accelerator.backward(loss)
             optimizer.step()
             scheduler.step()

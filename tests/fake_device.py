@@ -7,7 +7,7 @@ its channels rounded up to a step. No clock is involved.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import onnx
 from profilers.timing import Runner
 
 STEP = 8
+Charge = Callable[[int, int, int, int], float]
 
 
 def conv_ms(cin: int, cout: int, pixels: int, taps: int) -> float:
@@ -36,12 +37,15 @@ class FakeRunner(Runner):
 
 
 class FakeDevice:
-    """FAKE DEVICE (test): batch 1, no noise; ``slowdown`` scales whole networks only."""
+    """FAKE DEVICE (test): batch 1, no noise; ``slowdown`` scales whole networks only.
+
+    ``charge`` is a layer's time from its channels, pixels and taps.
+    """
 
     name = "fake"
 
-    def __init__(self, slowdown: float = 1.0) -> None:
-        self.slowdown = slowdown
+    def __init__(self, slowdown: float = 1.0, charge: Charge = conv_ms) -> None:
+        self.slowdown, self.charge = slowdown, charge
         self.opened = 0
         self.renewed = 0
 
@@ -58,18 +62,18 @@ class FakeDevice:
     @contextmanager
     def open(self, model: bytes | Path) -> Iterator[Runner]:
         self.opened += 1
-        yield FakeRunner(0.01 + self.slowdown * network_ms(model))
+        yield FakeRunner(0.01 + self.slowdown * network_ms(model, self.charge))
 
     @contextmanager
     def open_layer(self, model: bytes) -> Iterator[Runner]:
         self.opened += 1
-        yield FakeRunner(network_ms(model))
+        yield FakeRunner(network_ms(model, self.charge))
 
     def outputs(self, model: bytes | Path, inputs: np.ndarray) -> np.ndarray:
         raise NotImplementedError("the fake device computes nothing")
 
 
-def network_ms(model: bytes | Path) -> float:
+def network_ms(model: bytes | Path, charge: Charge = conv_ms) -> float:
     """Sum over the convolutions and linear layers of a model."""
     loaded = onnx.load(model) if isinstance(model, Path) else onnx.load_from_string(model)
     loaded = onnx.shape_inference.infer_shapes(loaded)
@@ -83,5 +87,5 @@ def network_ms(model: bytes | Path) -> float:
             continue
         dims = weights[node.input[1]]
         pixels = math.prod(shapes[node.output[0]][2:])
-        total += conv_ms(dims[1], dims[0], pixels, math.prod(dims[2:]))
+        total += charge(dims[1], dims[0], pixels, math.prod(dims[2:]))
     return total

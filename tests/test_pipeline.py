@@ -121,6 +121,29 @@ def test_training_then_loading_in_a_fresh_process(workdir: Path) -> None:
     np.testing.assert_allclose(np.load("out.npy"), np.concatenate(got), atol=1e-3)
 
 
+def test_a_new_target_without_a_new_search(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--search-from takes over what was learned and the dense network, also to distil from."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    assert prune.main([*TRAIN, "--train-dense", "true", "--out", "runs/s"]) == 0
+    other = [*TRAIN, "--search-from", "runs/s"]
+    other[other.index("0.6")] = "0.75"
+    assert prune.main([*other, "--distill", "0.5", "--out", "runs/n"]) == 0
+    first, second = result_of("runs/s"), result_of("runs/n")
+    assert second["seconds"]["search"] == 0
+    assert second["table"]["measured"] == 0
+    assert second["dense"]["accuracy"] == first["dense"]["accuracy"]
+    assert second["pruned"]["flops"] > first["pruned"]["flops"]
+    assert second["pruned"]["accuracy"] > 0.5  # ten classes
+    assert prune.main([*other, "--importance", "filter_l1", "--out", "runs/x"]) == 2
+    assert "importance: 'bn_scale' there, 'filter_l1' here" in capsys.readouterr().err
+    assert prune.main([*TRAIN, "--search-from", "nowhere", "--out", "runs/x"]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert prune.main([*TRAIN, "--distill", "0.5", "--out", "runs/x"]) == 2
+    assert "needs a trained dense network" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("event", "number"), [("table", 30), ("log", 3), ("log", 10)])
 def test_kill_and_resume(workdir: Path, event: str, number: int) -> None:
     """kill -9 while profiling, in the search, and later; the same command then finishes."""

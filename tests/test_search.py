@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import dsa_hw
 from dsa_hw.budgets import LatencyBudget, count, flops_budget, params_budget
+from dsa_hw.constraints import ConstraintMethod
 from dsa_hw.coupling import find_coupling
 from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.profiling import profile_network
@@ -117,6 +118,72 @@ def test_several_budgets_at_once(graph: DeployedGraph) -> None:
     for make, limit in ((flops_budget, 0.5), (params_budget, 0.6)):
         budget = make(graph, 1.0)
         assert count(budget, widths) <= limit * count(budget, dense)
+
+
+def test_several_devices_each_with_its_table_and_target(
+    table: LatencyTable, graph: DeployedGraph
+) -> None:
+    """One device pays for products of channels, the other for outputs; both targets hold."""
+    other = FakeDevice(charge=lambda cin, cout, pixels, taps: 3e-5 * cout * pixels**0.5)
+    header = dict(other.provenance()) | {"reference_ms": nominal_reference_ms(other)}
+    tables = {"server": table, "phone": LatencyTable(header)}
+    profile_network(graph, other, tables["phone"], networks=8, rounds=2)
+    budgets = []
+    for name, share in (("server", 0.7), ("phone", 0.6)):
+        dense, _ = LatencyBudget(tables[name], 1.0).bind(graph)
+        target = share * count(dense, graph.dense_widths)
+        budgets.append(LatencyBudget(tables[name], target, name=name))
+    _, pruner = search(budgets, steps=48)
+    costs = pruner.finish_with_report().allocation.costs
+    assert set(costs) == {"server", "phone"}
+    assert all(costs[b.name] <= b.target_ms for b in budgets)
+    with pytest.raises(dsa_hw.UserError, match="are called 'latency'"):
+        search([LatencyBudget(table, 1.0), LatencyBudget(table, 2.0)], steps=1)
+
+
+@pytest.mark.parametrize("constraint", ["admm", "augmented_lagrangian"])
+def test_other_ways_of_holding_the_budget(constraint: ConstraintMethod) -> None:
+    settings = SearchSettings(constraint=constraint, validation_every=1, warmup=(0.05, 0.1))
+    events: list[dict] = []
+    _, pruner = search(dsa_hw.FlopsBudget(0.5), settings=settings, events=events, steps=150)
+    steps = [e for e in events if e["event"] == "search_step"]
+    use = steps[-1]["costs"]["flops"] / steps[-1]["targets"]["flops"]
+    assert use < 1.1  # multipliers follow a target that is lowered until 60% of the search
+    found = pruner.finish_with_report()
+    assert found.allocation.costs["flops"] <= pruner.budgets[0].target
+
+
+def test_taylor_importance_in_a_search_and_its_resume() -> None:
+    _, whole = search(dsa_hw.FlopsBudget(0.5), steps=40, importance="taylor")
+    state = whole.state_dict()
+    again = DSAPruner(Residual(), torch.zeros(1, 3, 16, 16), dsa_hw.FlopsBudget(0.5), 40,
+                      importance="taylor")  # fmt: skip
+    again.load_state_dict(state)
+    assert torch.equal(again._importance(), whole._importance())
+    scores = whole._importance()[whole._importance.present]
+    assert (scores > 0).all()
+    assert len(scores.unique()) > 100  # 170 channels; each has its own
+    found = whole.finish_with_report()
+    assert found.masked_vs_pruned_max_abs <= 1e-4
+
+
+def test_a_new_target_from_a_finished_search() -> None:
+    """Keep ratios go on to another budget by one factor; the model can be cut again."""
+    _, pruner = search(dsa_hw.FlopsBudget(0.5), steps=60)
+    first = pruner.finish_with_report()
+    learned = pruner.keep_ratios.detach().clone()
+    pruner.retarget(dsa_hw.FlopsBudget(0.3))
+    second = pruner.finish_with_report()
+    costs = [f.allocation.costs["flops"] for f in (first, second)]
+    assert costs[1] <= 0.6 * costs[0] * 1.01  # 0.3 / 0.5, each within 1% of its target
+    assert second.masked_vs_pruned_max_abs <= 1e-4
+    free = [g.frozen is None for g in pruner.coupling.groups]
+    factors = (pruner.keep_ratios.detach() / learned)[torch.tensor(free)]
+    assert float(factors.max() / factors.min()) == pytest.approx(1.0, abs=1e-3)
+    pruner.retarget(dsa_hw.FlopsBudget(0.5))
+    assert (
+        pruner.finish_with_report().allocation.widths.tolist() == first.allocation.widths.tolist()
+    )
 
 
 def test_sampled_masks_are_an_option(graph: DeployedGraph) -> None:

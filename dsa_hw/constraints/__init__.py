@@ -1,0 +1,27 @@
+"""How the search holds its budgets: one method a file, all behind ``KeepRatioMover``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from dsa_hw.constraints.admm import Admm
+from dsa_hw.constraints.augmented_lagrangian import AugmentedLagrangian
+from dsa_hw.constraints.mover import KeepRatioMover
+from dsa_hw.constraints.projection import Projection
+
+ConstraintMethod = Literal["projection", "admm", "augmented_lagrangian"]
+
+METHODS: dict[ConstraintMethod, type[KeepRatioMover]] = {
+    "projection": Projection,
+    "admm": Admm,
+    "augmented_lagrangian": AugmentedLagrangian,
+}
+
+
+def make_mover(
+    method: ConstraintMethod, keep_ratios: Tensor, least: Tensor, budgets: int
+) -> KeepRatioMover:
+    """The method of that name over ``keep_ratios`` (moved in place, within ``least`` and 1)."""
+    return METHODS[method](keep_ratios, least, budgets)

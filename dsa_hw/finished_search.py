@@ -1,0 +1,73 @@
+"""What another run's search has learned, for a new target without a new search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dsa_hw.config import PruneConfig
+from dsa_hw.errors import RunFolderError
+from dsa_hw.run_folder import CONFIG_FILE, RunFolder
+
+SAME = ("model", "input_shape", "batch_size", "data", "exclude", "importance", "combination",
+        "constraint")  # fmt: skip
+"""What has to agree for a search to mean the same."""
+
+
+@dataclass(frozen=True)
+class FinishedSearch:
+    """The end of a search.
+
+    Args:
+        model: state of the network, masks attached.
+        pruner: state of the ``DSAPruner``.
+        dense: state of the dense network that was trained beside it, if one was.
+    """
+
+    model: dict[str, Any]
+    pruner: dict[str, Any]
+    dense: dict[str, Any] | None
+
+
+def load_finished_search(config: PruneConfig) -> FinishedSearch | None:
+    """The search that ``config.search_from`` names; None if it names none.
+
+    Raises:
+        RunFolderError: there is no finished search, or it was of another network or data.
+    """
+    if config.search_from is None:
+        return None
+    folder = RunFolder(Path(config.search_from))
+    if not (folder.path / CONFIG_FILE).is_file():
+        raise RunFolderError(f"search-from: {folder.path} holds no run")
+    source = _config_of(folder)
+    for name in SAME:
+        theirs, ours = getattr(source, name), getattr(config, name)
+        if theirs != ours:
+            raise RunFolderError(
+                f"search-from: the search in {folder.path} was of another kind ({name}: "
+                f"{theirs!r} there, {ours!r} here)"
+            )
+    state = folder.load_checkpoint("search")
+    if state is None or state["epoch"] < source.search_epochs:
+        done = 0 if state is None else state["epoch"]
+        raise RunFolderError(
+            f"search-from: the search in {folder.path} has not finished ({done} of "
+            f"{source.search_epochs} epochs); run its own command to the end first"
+        )
+    dense = folder.load_checkpoint("dense")
+    return FinishedSearch(state["model"], state["extra"], dense["model"] if dense else None)
+
+
+def _config_of(folder: RunFolder) -> PruneConfig:
+    content = yaml.safe_load((folder.path / CONFIG_FILE).read_text(encoding="utf-8"))
+    known = PruneConfig.__dataclass_fields__
+    values = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in content.items()
+        if name in known
+    }
+    return PruneConfig(**values)

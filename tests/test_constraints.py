@@ -1,0 +1,122 @@
+"""Every way of holding budgets reaches the known optimum of problems with one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsa_hw.constraints import METHODS, ConstraintMethod, make_mover
+from dsa_hw.constraints.admm import nearest_within
+from dsa_hw.constraints.mover import Violations
+
+WISHED = torch.tensor([0.9, 0.8, 0.3, 0.6], dtype=torch.float64)
+"""min |a - WISHED|^2 without a budget."""
+LEAST = torch.full((4,), 0.05, dtype=torch.float64)
+MOVES = 1000
+
+
+def optimize(
+    method: ConstraintMethod, violations: Violations, budgets: int = 1, scale: float = 1.0
+) -> Tensor:
+    """Where the keep ratios end, from all 1, by steps that fall to a hundredth."""
+    ratios = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    mover = make_mover(method, ratios, LEAST, budgets)
+    for move in range(MOVES):
+        gradient = 2.0 * scale * (ratios.detach() - WISHED)
+        step = 0.02 * (0.005 + 0.99 * 0.5 * (1 + math.cos(math.pi * move / MOVES)))
+        mover.move(gradient, violations, step)
+    return ratios.detach()
+
+
+def total(limit: float) -> Violations:
+    """sum of keep ratios <= limit"""
+    return lambda a: (a.sum(-1, keepdim=True) / limit) - 1.0
+
+
+@pytest.mark.parametrize("method", ["admm", "augmented_lagrangian"])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_a_binding_budget(method: ConstraintMethod, scale: float) -> None:
+    # By symmetry each keep ratio gives up the same: (2.6 - 1.8) / 4. The loss's scale is not
+    # known beforehand and must not matter.
+    found = optimize(method, total(1.8), scale=scale)
+    # one step of 1e-4 away, times the dual's lag
+    torch.testing.assert_close(found, WISHED - 0.2, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["admm", "augmented_lagrangian"])
+def test_a_budget_that_does_not_bind_is_ignored(method: ConstraintMethod) -> None:
+    found = optimize(method, total(3.5))
+    torch.testing.assert_close(found, WISHED, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["admm", "augmented_lagrangian"])
+def test_bounds_hold_at_the_optimum(method: ConstraintMethod) -> None:
+    # 1.0 in all: the third would be at 0.3 - 0.4 < 0.05, so it stays at its least and the others
+    # share the rest: (0.9 + 0.8 + 0.6 - 0.95) / 3 = 0.45 less each
+    found = optimize(method, total(1.0))
+    expected = torch.tensor([0.45, 0.35, 0.05, 0.15], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_curved_budget_is_met(method: ConstraintMethod) -> None:
+    """Products of neighbours, as a chain of layers costs; all methods end on the budget."""
+
+    def chain(a: Tensor) -> Tensor:
+        return ((a[:-1] * a[1:]).sum() / 0.8 - 1.0)[None]
+
+    found = optimize(method, chain)
+    assert abs(float(chain(found))) < 0.01
+    assert (found >= LEAST).all()
+    assert (found <= 1).all()
+
+
+def test_two_budgets_both_hold() -> None:
+    """The first two may have 1.0 together, all four 1.9: less 0.35 each, then 0.9 - 0.9 = 0."""
+
+    def two(a: Tensor) -> Tensor:
+        return torch.stack([a[:2].sum() / 1.0, a.sum() / 1.9]) - 1.0
+
+    found = optimize("augmented_lagrangian", two, budgets=2)
+    expected = torch.tensor([0.55, 0.45, 0.3, 0.6], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
+
+
+def test_projection_never_leaves_the_budget() -> None:
+    ratios = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    mover = make_mover("projection", ratios, LEAST, 1)
+    for move in range(200):
+        mover.move(2.0 * (ratios.detach() - WISHED), total(1.8), 0.01)
+        assert move < 5 or abs(float(ratios.detach().sum()) - 1.8) < 1e-6
+
+
+def test_the_nearest_point_within_a_halfspace_and_bounds() -> None:
+    point = torch.tensor([1.2, 0.7, 0.1, 0.4], dtype=torch.float64)
+    found = nearest_within(point, LEAST, total(1.5))
+    # the third hits its bound: (1.2 + 0.7 + 0.4 - 1.45) / 3 = 0.28333 less for the others
+    expected = torch.tensor([0.916667, 0.416667, 0.05, 0.116667], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(nearest_within(WISHED, LEAST, total(4.0)), WISHED)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resume_is_exact(method: ConstraintMethod) -> None:
+    def moved(ratios: Tensor, mover, moves: int) -> Tensor:
+        for _ in range(moves):
+            mover.move(2.0 * (ratios.detach() - WISHED), total(1.8), 0.01)
+        return ratios.detach().clone()
+
+    ratios = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    mover = make_mover(method, ratios, LEAST, 1)
+    half = moved(ratios, mover, 10)
+    state = mover.state_dict()
+    state["adam"] = {**state["adam"], "state": {0: {k: v.clone() for k, v in
+                     state["adam"]["state"][0].items()}}}  # fmt: skip
+    again = half.clone().requires_grad_()
+    other = make_mover(method, again, LEAST, 1)
+    whole = moved(ratios, mover, 10)
+    other.load_state_dict(state)
+    assert torch.equal(moved(again, other, 10), whole)

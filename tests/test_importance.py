@@ -1,0 +1,96 @@
+"""Importances: what they read, how a group's members combine, and that no scale breaks them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import Residual, randomize_norms
+from torch import nn
+
+from dsa_hw.coupling import find_coupling
+from dsa_hw.errors import UserError
+from dsa_hw.importance import AtomImportance, Combination, MemberCombination, TaylorScores
+from dsa_hw.masks import ChannelMasks
+
+PRESENT = torch.tensor([[True, True, True], [True, False, False]])
+MEMBERS = [torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2]), torch.tensor([3])]
+SCORES = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([30.0, 20.0, 10.0]), torch.tensor([5.0])]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("mean", [15.5, 11.0, 6.5]),
+        ("max", [30.0, 20.0, 10.0]),
+        # over their means, 2 and 20: (0.5, 1, 1.5) + (1.5, 1, 0.5); neither outweighs the other
+        ("sum", [2.0, 2.0, 2.0]),
+    ],
+)
+def test_members_combine(kind: Combination, expected: list[float]) -> None:
+    found = MemberCombination(kind, MEMBERS, PRESENT)(SCORES)
+    torch.testing.assert_close(found[0], torch.tensor(expected))
+    assert found[1].tolist()[1:] == [1.0, 1.0]  # padding
+
+
+@pytest.mark.parametrize("kind", ["mean", "max"])
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
+def test_thirty_orders_of_magnitude(kind: Combination, scale: float) -> None:
+    """Scores stay positive, finite and in proportion; a dead channel is a part of its group."""
+    scores = [scale * torch.tensor([0.0, 1e-6, 1.0])]
+    found = MemberCombination(kind, [torch.tensor([0, 1, 2])], PRESENT[:1])(scores)[0]
+    assert torch.isfinite(found.log()).all()
+    torch.testing.assert_close(found / found[2], torch.tensor([1e-12, 1e-6, 1.0]))
+
+
+def gate_effects(model: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int) -> TaylorScores:
+    coupling = find_coupling(model, x)
+    taylor = TaylorScores(coupling, x.device, "mean")
+    masks = ChannelMasks(model, coupling, x, with_gradients=True)
+    masks.set(torch.ones(taylor.present.shape))
+    for _ in range(steps):
+        nn.functional.cross_entropy(model(x), y).backward()
+        found = masks.gate_gradients()
+        assert found is not None
+        taylor.note(*found)
+        found[1].zero_()
+    masks.remove()
+    return taylor
+
+
+def test_taylor_is_scale_and_shift_times_their_gradients() -> None:
+    """Molchanov et al. 2019: |gamma dL/dgamma + beta dL/dbeta|; here of a group of one layer."""
+    torch.manual_seed(0)
+    model = randomize_norms(Residual())
+    x, y = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
+    plain = copy.deepcopy(model)
+    nn.functional.cross_entropy(plain(x), y).backward()
+    norm = plain.get_submodule("a1bn")
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.weight.grad is not None
+    assert norm.bias.grad is not None
+    expected = (norm.weight * norm.weight.grad + norm.bias * norm.bias.grad).abs().detach()
+    scores = gate_effects(model, x, y, steps=1)()
+    index = [g.name for g in find_coupling(plain, x).groups].index("a1")
+    # the same float32 products summed in another order
+    torch.testing.assert_close(scores[index, : len(expected)], expected, rtol=1e-3, atol=1e-8)
+
+
+def test_taylor_averages_over_batches_and_resumes() -> None:
+    torch.manual_seed(0)
+    model = randomize_norms(Residual())
+    x, y = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
+    taylor = gate_effects(model, x, y, steps=3)
+    coupling = find_coupling(model, x)
+    again = TaylorScores(coupling, x.device, "mean")
+    assert (again() == 1).all()
+    again.restore(ChannelMasks(model, coupling, x, with_gradients=True).store.indices,
+                  taylor.state())  # fmt: skip
+    assert torch.equal(again(), taylor())
+
+
+def test_taylor_without_training_is_refused() -> None:
+    model, x = Residual(), torch.zeros(1, 3, 16, 16)
+    with pytest.raises(UserError, match="gradients of training"):
+        AtomImportance(model, find_coupling(model, x), "taylor")

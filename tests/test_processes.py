@@ -1,0 +1,86 @@
+"""Several processes learn the same keep ratios, and those of one process with all the data."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+import dsa_hw
+from dsa_hw.importance import Importance
+from dsa_hw.search import DSAPruner, SearchSettings
+
+STEPS, BATCH = 16, 8
+SETTINGS = SearchSettings(validation_every=2, warmup=(0.1, 0.2), log_every=4)
+
+
+def network() -> nn.Module:
+    """Without batch-norms, whose statistics would be those of each process's part of a batch."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 24, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4),
+    )  # fmt: skip
+
+
+def batches(rank: int, world: int) -> list[tuple[Tensor, Tensor]]:
+    """This process's part of every batch, training and validation in turn."""
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(2 * STEPS):
+        y = torch.randint(4, (BATCH,), generator=generator)
+        x = torch.randn(BATCH, 3, 8, 8, generator=generator) + y[:, None, None, None]
+        found.append((x[rank::world], y[rank::world]))
+    return found
+
+
+def searched(rank: int, world: int, importance: Importance) -> Tensor:
+    model = network()
+    pruner = DSAPruner(
+        model, torch.zeros(1, 3, 8, 8), dsa_hw.FlopsBudget(0.5), STEPS,
+        settings=SETTINGS, importance=importance,
+    )  # fmt: skip
+    trained = nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    loss = nn.CrossEntropyLoss()
+    data = iter(batches(rank, world))
+    for _ in range(STEPS):
+        x, y = next(data)
+        loss(trained(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        xv, yv = next(data)
+        pruner.step(lambda xv=xv, yv=yv: loss(model(xv), yv))
+    assert pruner.searching
+    return pruner.keep_ratios.detach().clone()
+
+
+def work(rank: int, world: int, port: int, importance: Importance, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    try:
+        torch.save(searched(rank, world, importance), Path(folder, f"{rank}.pt"))
+    finally:
+        dist.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """With Taylor scores, which come from each process's own gradients."""
+    importance: Importance = "taylor"
+    mp.spawn(work, args=(2, free_port(), importance, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert torch.equal(first, second)
+    alone = searched(0, 1, importance)
+    assert float((alone - 1).abs().max()) > 0.05  # something was learned
+    # Adam divides float32 gradients by their own size: rounding grows a little with each move
+    torch.testing.assert_close(first, alone, atol=2e-3, rtol=0)
