@@ -252,7 +252,7 @@ class DSAPruner:
             with torch.no_grad():
                 per_log = (slope * self.keep_ratios).sum().clamp_min(1e-6)
                 scaled = self.keep_ratios * torch.exp((-violation / per_log).clamp(-0.5, 0.5))
-                self.keep_ratios.copy_(torch.clamp(scaled, self._least, torch.ones(())))
+                self.keep_ratios.copy_(torch.maximum(scaled, self._least).clamp_max(1.0))
 
     def _note_loss(self, loss: Tensor) -> None:
         self._last_loss = loss.detach()

@@ -39,6 +39,7 @@ class FakeDevice:
     """FAKE DEVICE (test): batch 1, no noise; ``slowdown`` scales whole networks only."""
 
     name = "fake"
+    layers_pay_call = True
 
     def __init__(self, slowdown: float = 1.0) -> None:
         self.slowdown = slowdown
@@ -50,6 +51,12 @@ class FakeDevice:
             "runtime": "fake", "runtime_version": "0", "provider": "none",
             "precision": "fp32", "batch_size": 1, "threads": 1,
         }  # fmt: skip
+
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
+    def observations(self) -> tuple[str, ...]:
+        return ()
 
     @contextmanager
     def open(self, model: bytes | Path) -> Iterator[Runner]:
