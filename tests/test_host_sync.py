@@ -101,8 +101,7 @@ def table() -> LatencyTable:
     return table
 
 
-@pytest.mark.parametrize("stochastic", [False, True])
-@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("stochastic", "autocast"), [(False, False), (True, True)])
 def test_a_search_step_never_reads_a_value(
     table: LatencyTable, stochastic: bool, autocast: bool
 ) -> None:

@@ -23,9 +23,11 @@ class Backend(Protocol):
 
     name: str
 
-    layers_pay_call: bool
-    """Whether a lone layer pays for a call that inside a network is paid once: not where several
-    runs of it stand in one CUDA graph."""
+    @property
+    def layers_pay_call(self) -> bool:
+        """Whether a lone layer pays for a call that inside a network is paid once: not where
+        several runs of it stand in one CUDA graph."""
+        ...
 
     def provenance(self) -> dict[str, str | int]:
         """What a measurement here depends on: device, driver, runtime, precision, ..."""

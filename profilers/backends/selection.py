@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 
 from profilers.backends import Backend
 from profilers.backends.cuda_device import check_cuda
 from profilers.backends.isolated import Isolated
+from profilers.backends.onnxruntime_cuda import PROVIDERS, check_provider
 from profilers.backends.parallel import Parallel
+from profilers.backends.tensorrt_build import INSTALL, MODULES
 from profilers.errors import BackendUnavailable
 from profilers.onnx_layers import layer_model
 from profilers.spec import LayerSpec
@@ -61,6 +64,9 @@ def choose(opened: Callable[[str], Isolated], backend: str | None) -> Isolated:
         return chosen
     passed: list[str] = []
     for name in PREFERENCE:
+        if (reason := absent(name)) is not None:  # without starting a process for it
+            passed.append(f"{name} passed over: {reason}")
+            continue
         candidate = opened(name)
         try:
             probe(candidate)
@@ -71,6 +77,22 @@ def choose(opened: Callable[[str], Isolated], backend: str | None) -> Isolated:
         candidate.add_notes([_why(name, passed), *passed])
         return candidate
     raise BackendUnavailable("no runtime measures this device. " + ". ".join(passed))
+
+
+def absent(name: str) -> str | None:
+    """Why a backend's package cannot be used at all; None where it is installed."""
+    if name in MODULES:
+        spec = importlib.util.find_spec(MODULES[name])
+        # tensorrt-stubs leaves a folder without code, which has no origin
+        return None if spec and spec.origin else f"not installed: {INSTALL[name]}"
+    if name.startswith("onnxruntime"):
+        import onnxruntime
+
+        try:
+            check_provider(PROVIDERS[name], onnxruntime)
+        except BackendUnavailable as error:
+            return str(error)
+    return None
 
 
 def probe(backend: Backend) -> None:

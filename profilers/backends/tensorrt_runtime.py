@@ -24,7 +24,12 @@ from profilers.backends.cuda_clock import (
 from profilers.backends.cuda_device import check_cuda, cuda_index, device_provenance
 from profilers.backends.layer_names import LayerTimes, attribute
 from profilers.backends.model_files import model_key
-from profilers.backends.tensorrt_build import EngineBuilder, cache_folder, supported_layers
+from profilers.backends.tensorrt_build import (
+    EngineBuilder,
+    cache_folder,
+    load_tensorrt,
+    supported_layers,
+)
 from profilers.errors import BackendUnavailable
 from profilers.precision import CHANNEL_STEPS
 from profilers.timing import Runner
@@ -61,11 +66,14 @@ class TensorRt:
         self._include_copies = include_copies
         torch.cuda.set_device(self._index)
         torch.cuda.init()
-        self._builder = EngineBuilder(backend, precision, self._timing_cache())
+        # TensorRT-RTX times nothing while it builds.
+        cache = self._timing_cache() if backend == "tensorrt" else None
+        self._builder = EngineBuilder(backend, precision, cache)
         self._trt = self._builder.trt
         self._runtime = self._trt.Runtime(self._builder.logger)
         self._stream = torch.cuda.Stream()
         self._folder = tempfile.TemporaryDirectory(prefix="dsa_hw_engines_")
+        self._kernels = KernelCache() if backend == "tensorrt-rtx" else None
 
     def notes(self) -> tuple[str, ...]:
         """Nothing to say of the choice."""
@@ -91,6 +99,7 @@ class TensorRt:
     def open(self, model: bytes | Path) -> Iterator[Runner]:
         """The whole model, its inputs ready on the device, as a CUDA graph."""
         execution = self._execution(model, layer=False)
+        execution.check_capturable()
         run = execution.run
         if self._include_copies:
             run = with_copies(run, execution.host_inputs(), execution.host_outputs())
@@ -100,6 +109,7 @@ class TensorRt:
     def open_layer(self, model: bytes) -> Iterator[Runner]:
         """One layer, several times in a row in one graph, in the layout that suits it."""
         execution = self._execution(model, layer=True)
+        execution.check_capturable()
         replay = captured(execution.run, self._stream, LAYER_REPEATS)
         yield DeviceRunner(replay, EventClock(self._stream), LAYER_REPEATS)
 
@@ -138,21 +148,34 @@ class TensorRt:
         if engine is None:
             reason = " | ".join(self._builder.messages[-3:]) or "it gave no reason"
             raise BackendUnavailable(f"{self.name} cannot load the engine it built: {reason}")
-        return Execution(self._trt, engine, self._stream)
+        return Execution(self._trt, engine, self._stream, self._kernels)
 
     def _timing_cache(self) -> Path:
-        from importlib.metadata import PackageNotFoundError, version
-
         where = device_provenance(self._index)
-        versions = []
-        for name in ("tensorrt", "tensorrt_rtx_cu13", "tensorrt_rtx_cu12"):
-            try:
-                versions.append(f"{name} {version(name)}")
-            except PackageNotFoundError:
-                continue
-        identity = [where["device"], where["driver"], self.name, *versions]
+        version = load_tensorrt(self.name).__version__
+        identity = [where["device"], where["driver"], self.name, version]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         return cache_folder() / f"timings-{digest}.cache"
+
+
+class KernelCache:
+    """What TensorRT-RTX compiled for this card at an engine's first run, for its next opening."""
+
+    def __init__(self) -> None:
+        self._serialized: bytes | None = None
+
+    def context(self, engine: Any) -> tuple[Any, Any]:
+        """(execution context that uses the cache, the cache)."""
+        config = engine.create_runtime_config()
+        cache = config.create_runtime_cache()
+        if self._serialized is not None:
+            cache.deserialize(self._serialized)
+        config.set_runtime_cache(cache)
+        return engine.create_execution_context(config), cache
+
+    def keep(self, cache: Any) -> None:
+        """Remember what ``cache`` has learned."""
+        self._serialized = bytes(cache.serialize())
 
 
 class Execution:
@@ -161,11 +184,18 @@ class Execution:
     Args:
         trt: the module that built it.
         stream: on which it runs.
+        kernels: of TensorRT-RTX, which compiles at the first run; None for TensorRT.
     """
 
-    def __init__(self, trt: Any, engine: Any, stream: torch.cuda.Stream) -> None:
+    def __init__(
+        self, trt: Any, engine: Any, stream: torch.cuda.Stream, kernels: KernelCache | None = None
+    ) -> None:
         self._trt, self._engine, self._stream = trt, engine, stream
-        self._context = engine.create_execution_context()
+        cache = None
+        if kernels is None:
+            self._context = engine.create_execution_context()
+        else:
+            self._context, cache = kernels.context(engine)
         self.inputs: list[torch.Tensor] = []
         self.outputs: list[torch.Tensor] = []
         for index in range(engine.num_io_tensors):
@@ -176,11 +206,26 @@ class Execution:
                 tensor.normal_()
             self._context.set_tensor_address(name, tensor.data_ptr())
             (self.inputs if is_input else self.outputs).append(tensor)
+        torch.cuda.synchronize()  # the inputs were filled on another stream
+        if kernels is not None:
+            self.run()
+            stream.synchronize()
+            kernels.keep(cache)
 
     def run(self) -> None:
         """Give the stream one run."""
         if not self._context.execute_async_v3(self._stream.cuda_stream):
             raise BackendUnavailable("TensorRT could not start a run of the engine")
+
+    def check_capturable(self) -> None:
+        """Refuse an engine that cannot become a CUDA graph, where the runtime can tell.
+
+        Raises:
+            BackendUnavailable: it cannot.
+        """
+        tells = getattr(self._context, "is_stream_capturable", None)
+        if tells is not None and not tells(self._stream.cuda_stream):
+            raise BackendUnavailable("TensorRT says that this engine cannot be a CUDA graph")
 
     def host_inputs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(device, pinned host) pairs."""
@@ -248,5 +293,3 @@ def _pinned(tensors: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tenso
 
 def _content(model: bytes | Path) -> bytes:
     return model if isinstance(model, bytes) else model.read_bytes()
-
-

@@ -184,9 +184,10 @@ class TorchRuntime:
         with torch.cuda.stream(self._stream):
             output = run()
         self._stream.synchronize()
+        timed: Callable[[], object] = run
         if self._include_copies:
-            run = with_copies(*self._copying(run, hosts, inputs, output))
-        return captured(run, self._stream, repeats) if self._graphs else run
+            timed = with_copies(*self._copying(run, hosts, inputs, output))
+        return captured(timed, self._stream, repeats) if self._graphs else timed
 
     def _copying(
         self,
