@@ -117,6 +117,7 @@ class Suite:
         self.device, self.scale, self.folder, self.progress = device, scale, folder, progress
         self._opened: dict[tuple[str | None, int], Backend] = {}
         self._profiled: dict[tuple[str, int, str | None], Profiled] = {}
+        self._networks: dict[tuple[str, int], tuple[nn.Module, DeployedGraph]] = {}
 
     def parts(self) -> dict[str, Callable[[], Figures]]:
         """By name, in order of worth; ``best`` is the backend that the device gets by itself."""
@@ -300,9 +301,7 @@ class Suite:
             device=self.device, precision=self.scale.precision, batch_size=batch, model=model,
             table=str(self.folder / "tables" / slug),
         )  # fmt: skip
-        network, example = build_model(config), example_for(config)
-        coupling = find_coupling(network, example)
-        graph = DeployedGraph(export_onnx(network, example), coupling, self.scale.precision)
+        network, graph = self._network(config)
         started = time.perf_counter()
         table = configured_table(config, backend)
         profiled = profile_network(
@@ -315,6 +314,16 @@ class Suite:
         )
         self._profiled[model, batch, name] = found
         return found
+
+    def _network(self, config: ProfileConfig) -> tuple[nn.Module, DeployedGraph]:
+        """Exported once, whatever backends time it."""
+        key = (config.model, config.batch_size)
+        if key not in self._networks:
+            network, example = build_model(config), example_for(config)
+            coupling = find_coupling(network, example)
+            graph = DeployedGraph(export_onnx(network, example), coupling, config.precision)
+            self._networks[key] = network, graph
+        return self._networks[key]
 
     def _allocated(self, found: Profiled, target: float) -> tuple[np.ndarray, list[Figures]]:
         """Widths at a part of the dense latency (kept for the parts that share it)."""
