@@ -165,7 +165,8 @@ class LatencyBudget:
         Raises:
             MissingMeasurement: the network has not been profiled into the table.
         """
-        latency = latency_model(graph, self.table)
+        precision = str(self.table.provenance["precision"])
+        latency = latency_model(graph.at_precision(precision), self.table)
         budget = ModelledLatency(latency.model, self.target_ms, name=self.name)
         return budget, latency.choices
 

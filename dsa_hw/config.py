@@ -21,11 +21,14 @@ def _option(default: Any, text: str) -> Any:
 class DeviceConfig:
     """Where and how the network will be deployed; shared by all commands."""
 
-    device: str = _option("cpu", "deployment device: cpu, cuda:0, ...")
+    device: str = _option("cpu", "deployment device: cpu, cuda:0, or equal cards: cuda:0,cuda:1")
     backend: str | None = _option(None, "runtime; the best one installed for the device if unset")
     precision: Precision = _option("fp32", "deployment precision")
     batch_size: int = _option(1, "deployment batch size")
     threads: int | None = _option(None, "CPU threads; the runtime's default if unset")
+    include_copies: bool = _option(
+        False, "on CUDA, time the copies of inputs and outputs from and to the host too"
+    )
     table: str | None = _option(
         None, "latency table file; latency_tables/<device, runtime, ...>.jsonl if unset"
     )

@@ -146,6 +146,16 @@ class DeployedGraph:
         """Width of every group in the dense network."""
         return tuple(g.dense_width for g in self.coupling.groups)
 
+    def at_precision(self, precision: str) -> DeployedGraph:
+        """The same network with its layers' keys at another precision (the graph stays float32;
+        backends convert it)."""
+        if precision == self._precision:
+            return self
+        exported = onnx.ModelProto()
+        exported.CopyFrom(self.model)
+        del exported.graph.value_info[:]
+        return DeployedGraph(exported, self.coupling, precision)
+
     def resized(self, widths: Widths, seed: int = 0) -> bytes:
         """Serialized network of these widths, with random weights.
 
@@ -190,7 +200,10 @@ class DeployedGraph:
             transposed = attributes.get("transB", 0)
             outs, ins = weight.dims if transposed else reversed(weight.dims)
             batch = self._shapes[node.input[0]][0]
-            spec = LayerSpec("gemm", (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), "dense", (1, 1), batch)
+            spec = LayerSpec(
+                "gemm", (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), "dense", (1, 1), batch,
+                self._precision,
+            )  # fmt: skip
         else:
             outs = weight.dims[0]
             groups = attributes.get("group", 1)

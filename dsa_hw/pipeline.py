@@ -65,6 +65,7 @@ def configured_backend(config: DeviceConfig) -> Backend:
         precision=config.precision,
         batch_size=config.batch_size,
         threads=config.threads,
+        include_copies=config.include_copies,
     )
 
 

@@ -25,8 +25,11 @@ def _run(config: ProfileConfig) -> int:
     progress = Progress()
     backend = configured_backend(config)
     progress.say(f"measuring with {backend.name} on {backend.provenance()['device']}")
+    for note in backend.notes():
+        progress.say(f"  {note}")
     model, example = build_model(config), example_for(config)
-    graph = DeployedGraph(export_onnx(model, example), find_coupling(model, example))
+    coupling = find_coupling(model, example)
+    graph = DeployedGraph(export_onnx(model, example), coupling, config.precision)
     for warning in unknown_operations_warning(graph):
         progress.say(f"warning: {warning}")
     table = configured_table(config, backend)
@@ -44,6 +47,8 @@ def _run(config: ProfileConfig) -> int:
         f"{calibration.heldout_mape_pct:.2f}% mean, {calibration.heldout_max_pct:.2f}% max\n"
         f"table: {table.path} ({len(table.rounds)} entries)"
     )
+    for text in backend.observations():
+        print(f"note: {text}")
     return 0
 
 

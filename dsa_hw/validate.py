@@ -29,8 +29,9 @@ def _run(config: ValidateConfig) -> int:
             raise UserError(f"{config.run} holds no finished run (result.json is missing)")
         result = json.loads(result_path.read_text(encoding="utf-8"))
         config = dataclasses.replace(
-            config, batch_size=result["batch_size"], threads=config.threads or result["threads"]
-        )
+            config, batch_size=result["batch_size"], precision=result["precision"],
+            threads=config.threads or result["threads"],
+        )  # fmt: skip
     if not path.is_file():
         raise UserError(f"there is no ONNX file at {path}")
     backend = configured_backend(config)

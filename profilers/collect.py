@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from profilers.backends import Backend
+from profilers.backends.parallel import members_of
 from profilers.errors import ProvenanceMismatch
 from profilers.onnx_layers import layer_model, tiny_model
 from profilers.spec import LayerSpec
 from profilers.table import Key, LatencyTable, LayerKey
-from profilers.timing import SamplePlan
+from profilers.timing import Round, SamplePlan
 
 LAYER_PLAN = SamplePlan(sample_ms=2.0, samples=3, warmup_ms=5.0)
 NETWORK_PLAN = SamplePlan(sample_ms=8.0, samples=3, warmup_ms=12.0)
@@ -70,8 +73,11 @@ def nominal_reference_ms(backend: Backend, rounds: int = 5) -> float:
 def call_ms(backend: Backend, rounds: int = 9) -> float:
     """What calling the runtime costs by itself: a model of one tiny activation, for a new header.
 
-    Every isolated layer pays it, and a network pays it once.
+    Every isolated layer pays it, and a network pays it once. Nothing where layers are timed
+    several in one CUDA graph: what stands between two kernels there, a network pays as often.
     """
+    if not backend.layers_pay_call:
+        return 0.0
     values = []
     for _ in range(rounds):
         with backend.open_layer(tiny_model()) as runner:
@@ -129,36 +135,17 @@ def _refuse_to_mix(table: LatencyTable, backend: Backend, missing: int) -> None:
         )
 
 
-class _Session:
-    """One stretch of measuring; keeps the reference's last time fresh."""
+class _Station:
+    """One device at work; keeps its reference's last time fresh."""
 
-    def __init__(
-        self,
-        table: LatencyTable,
-        backend: Backend,
-        shuffler: random.Random,
-        on_progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self._table = table
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._shuffler = shuffler
-        self._on_progress = on_progress
         self._reference = Reference(backend)
         self._reference_ms = 0.0
         self._reference_at = float("-inf")
-        self.done = 0
 
-    def take(self, requests: Sequence[Request], rounds: int, planned: int) -> None:
-        """Rounds in passes: each pass gives every request that lacks one a round, shuffled."""
-        while pending := [r for r in requests if len(self._table.rounds.get(r.key, ())) < rounds]:
-            self._shuffler.shuffle(pending)
-            for request in pending:
-                self._one(request)
-                self.done += 1
-                if self._on_progress:
-                    self._on_progress(self.done, planned)
-
-    def _one(self, request: Request) -> None:
+    def measure(self, request: Request) -> tuple[Round, float]:
+        """One round, and the reference's time just before it."""
         if time.perf_counter() - self._reference_at > REFERENCE_EVERY_S:
             self._reference_ms = self._reference.measure_ms()
             self._reference_at = time.perf_counter()
@@ -168,8 +155,57 @@ class _Session:
         else:
             opened, plan = self._backend.open(model), NETWORK_PLAN
         with opened as runner:
-            taken = runner.take_round(plan)
-        self._table.append(request.key, taken, self._reference_ms)
+            return runner.take_round(plan), self._reference_ms
+
+
+class _Session:
+    """One stretch of measuring, on all devices of a backend at once."""
+
+    def __init__(
+        self,
+        table: LatencyTable,
+        backend: Backend,
+        shuffler: random.Random,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._table = table
+        self._shuffler = shuffler
+        self._on_progress = on_progress
+        self._stations = [_Station(member) for member in members_of(backend)]
+        self._lock = threading.Lock()
+        self._stopped = False
+        self.done = 0
+
+    def take(self, requests: Sequence[Request], rounds: int, planned: int) -> None:
+        """Rounds in passes: each pass gives every request that lacks one a round, shuffled."""
+        while pending := [r for r in requests if len(self._table.rounds.get(r.key, ())) < rounds]:
+            self._shuffler.shuffle(pending)
+            waiting = iter(pending)
+            if len(self._stations) == 1:
+                self._work(self._stations[0], waiting, planned)
+                continue
+            with ThreadPoolExecutor(len(self._stations)) as pool:
+                tasks = [pool.submit(self._work, s, waiting, planned) for s in self._stations]
+                try:
+                    for task in tasks:
+                        task.result()
+                finally:
+                    self._stopped = True  # after a failure, nobody begins another round
+            self._stopped = False
+
+    def _work(self, station: _Station, waiting: Iterator[Request], planned: int) -> None:
+        """Take requests until there are no more."""
+        while True:
+            with self._lock:
+                request = None if self._stopped else next(waiting, None)
+            if request is None:
+                return
+            taken, reference_ms = station.measure(request)
+            with self._lock:
+                self._table.append(request.key, taken, reference_ms)
+                self.done += 1
+                if self._on_progress:
+                    self._on_progress(self.done, planned)
 
 
 def _spread_pct(table: LatencyTable, key: Key) -> float:

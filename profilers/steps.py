@@ -70,6 +70,9 @@ def find_steps(table: LatencyTable, specs: Iterable[LayerSpec]) -> dict[str, int
     uneven the jumps are. So the step is the widest candidate whose treads hold hardly any of the
     sweep's rise. A sweep that hardly rises takes the step that most of the others have.
 
+    Where the table's header expects a step (``expected_step``: what the device's matrix units take
+    at once), every step is a multiple of it: small layers on a large card do not rise at all.
+
     Raises:
         KeyError: a sweep has not been measured.
     """
@@ -77,7 +80,11 @@ def find_steps(table: LatencyTable, specs: Iterable[LayerSpec]) -> dict[str, int
     found = {kind: _widest_step(table, spec) for kind, spec in layers.items()}
     clear = [step for step in found.values() if step is not None]
     common = max(sorted(clear), key=clear.count) if clear else 1
-    return {kind: math.lcm(found[kind] or common, _unit(spec)) for kind, spec in layers.items()}
+    expected = int(table.provenance.get("expected_step", 1))
+    return {
+        kind: math.lcm(found[kind] or common, expected, _unit(spec))
+        for kind, spec in layers.items()
+    }
 
 
 def _widest_step(table: LatencyTable, spec: LayerSpec) -> int | None:

@@ -43,6 +43,7 @@ class FakeDevice:
     """
 
     name = "fake"
+    layers_pay_call = True
 
     def __init__(self, slowdown: float = 1.0, charge: Charge = conv_ms) -> None:
         self.slowdown, self.charge = slowdown, charge
@@ -58,6 +59,11 @@ class FakeDevice:
 
     def renew(self) -> None:
         self.renewed += 1
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
+    def observations(self) -> tuple[str, ...]:
+        return ()
 
     @contextmanager
     def open(self, model: bytes | Path) -> Iterator[Runner]:

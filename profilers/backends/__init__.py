@@ -12,13 +12,22 @@ from profilers.timing import Runner
 if TYPE_CHECKING:
     import numpy as np
 
-BACKENDS = ("onnxruntime",)
+BACKENDS = (
+    "tensorrt", "tensorrt-rtx", "onnxruntime", "onnxruntime-tensorrt",
+    "torch", "torch-eager", "torch-compile", "torch-autocast",
+)  # fmt: skip
 
 
 class Backend(Protocol):
     """A runtime on a device at one precision, batch size and thread count."""
 
     name: str
+
+    @property
+    def layers_pay_call(self) -> bool:
+        """Whether a lone layer pays for a call that inside a network is paid once: not where
+        several runs of it stand in one CUDA graph."""
+        ...
 
     def provenance(self) -> dict[str, str | int]:
         """What a measurement here depends on: device, driver, runtime, precision, ..."""
@@ -40,6 +49,14 @@ class Backend(Protocol):
         """First output of a model with one input."""
         ...
 
+    def notes(self) -> tuple[str, ...]:
+        """Why this backend was chosen, and why the better ones were not; a sentence each."""
+        ...
+
+    def observations(self) -> tuple[str, ...]:
+        """What disturbed the measurements so far; a sentence each, empty if nothing did."""
+        ...
+
 
 def open_backend(
     device: str = "cpu",
@@ -48,13 +65,15 @@ def open_backend(
     precision: str = "fp32",
     batch_size: int = 1,
     threads: int | None = None,
+    include_copies: bool = False,
 ) -> Backend:
     """The backend for a device.
 
     Args:
-        device: ``cpu`` (``cuda:N`` is recognised, see Raises).
+        device: ``cpu``, ``cuda:N``, or several equal cards, ``cuda:0,cuda:1``.
         backend: a name from ``BACKENDS``; None takes the best one for the device.
         threads: intra-operator threads; None is the runtime's own default (physical cores).
+        include_copies: on CUDA, time the copies of inputs and outputs too.
 
     Raises:
         BackendUnavailable: no such device or runtime here, or not at that precision.
@@ -62,24 +81,22 @@ def open_backend(
     if backend is not None and backend not in BACKENDS:
         raise BackendUnavailable(f"unknown backend {backend!r}; there is: {', '.join(BACKENDS)}")
     if device.split(":")[0] == "cuda":
-        raise BackendUnavailable(_why_no_cuda(device))
+        from profilers.backends.selection import open_cuda
+
+        return open_cuda(device, backend, precision, batch_size, include_copies)
     if device != "cpu":
         raise BackendUnavailable(f"unknown device {device!r}; use cpu or cuda:0")
+    if backend not in (None, "onnxruntime", "torch-eager"):
+        raise BackendUnavailable(f"backend {backend} needs a CUDA device; on the CPU there is "
+                                 "onnxruntime and torch-eager")  # fmt: skip
     if precision != "fp32":
         raise BackendUnavailable(
             f"precision {precision} is not measured on the CPU by this version; use fp32"
         )
+    if backend == "torch-eager":
+        from profilers.backends.isolated import Isolated
+
+        return Isolated(device=device, backend=backend, precision=precision, batch_size=batch_size)
     from profilers.backends.isolated import IsolatedOnnxRuntimeCpu
 
     return IsolatedOnnxRuntimeCpu(batch_size=batch_size, threads=threads)
-
-
-def _why_no_cuda(device: str) -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        return (
-            f"device {device} cannot be used: PyTorch {torch.__version__} finds no CUDA device "
-            "on this machine; use --device cpu"
-        )
-    return f"device {device}: this version measures on the CPU only; use --device cpu"

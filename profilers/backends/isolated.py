@@ -8,15 +8,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from profilers.backends.model_files import ModelFiles
 from profilers.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from profilers.errors import BackendUnavailable
+from profilers.nvml import Card, NvmlAbsent, Watch, energy_per_run_mj, measuring_pids
 from profilers.timing import Round, Runner, SamplePlan
+
+TRIES = 4
+COOL_DOWN_S = 0.5
+"""A round that the card was held back in is taken again after this pause, doubled each time."""
 
 
 class RemoteRunner(Runner):
@@ -32,6 +41,28 @@ class RemoteRunner(Runner):
     def take_round(self, plan: SamplePlan) -> Round:
         """A whole round in the worker, so that nothing else wakes up during it."""
         return Round(**self._worker.ask({"round": dataclasses.asdict(plan)}))
+
+
+class WatchedRunner(RemoteRunner):
+    """A ``RemoteRunner`` whose rounds do not count while the card is held back."""
+
+    def __init__(self, worker: Worker, watch: Watch) -> None:
+        super().__init__(worker)
+        self._watch = watch
+
+    def take_round(self, plan: SamplePlan) -> Round:
+        """A round at full speed, or the last of ``TRIES``."""
+        for attempt in range(TRIES):
+            before = self._watch.read()
+            taken = super().take_round(plan)
+            reasons = self._watch.held_back(before)
+            if not reasons:
+                return taken
+            if attempt + 1 < TRIES:
+                self._watch.drop(reasons)
+                time.sleep(COOL_DOWN_S * 2**attempt)
+        self._watch.kept_throttled += 1
+        return taken
 
 
 class Worker:
@@ -66,8 +97,13 @@ class Worker:
             )
         answer = json.loads(line)
         if "error" in answer:
-            raise BackendUnavailable(f"the runtime refused a model: {answer['error']}")
+            raise BackendUnavailable(answer["error"])
         return answer
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, once it runs."""
+        return self._process.pid if self._process else None
 
     def stop(self) -> None:
         """End the process."""
@@ -94,7 +130,9 @@ class IsolatedOnnxRuntimeCpu(OnnxRuntimeCpu):
 
     def __init__(self, batch_size: int = 1, threads: int | None = None) -> None:
         super().__init__(batch_size, threads)
-        self._worker = Worker({"batch_size": self.batch_size, "threads": self.threads})
+        self._worker = Worker(
+            {"device": "cpu", "batch_size": self.batch_size, "threads": self.threads}
+        )
         self._folder = Path(tempfile.mkdtemp(prefix="dsa_hw_"))
         weakref.finalize(self, _clean_up, self._worker, self._folder)
 
@@ -126,6 +164,138 @@ class IsolatedOnnxRuntimeCpu(OnnxRuntimeCpu):
             yield RemoteRunner(self._worker)
         finally:
             self._worker.ask({"close": True})
+
+
+class Isolated:
+    """A backend of which everything happens in a worker process: the CUDA runtimes.
+
+    There too, for other reasons than on the CPU: a runtime that crashes, or a kernel that breaks
+    its CUDA context, ends the worker and not the search; runtimes bring libraries that need not
+    agree with PyTorch's here; and several devices measure at once.
+
+    Args:
+        device, backend, precision, batch_size, include_copies: see ``open_backend``.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        backend: str,
+        precision: str = "fp32",
+        batch_size: int = 1,
+        include_copies: bool = False,
+    ) -> None:
+        self.name = backend
+        self.batch_size = batch_size
+        arguments: dict[str, Any] = {
+            "device": device, "backend": backend, "precision": precision,
+            "batch_size": batch_size, "include_copies": include_copies,
+        }  # fmt: skip
+        self._worker = Worker(arguments)
+        self._folder = Path(tempfile.mkdtemp(prefix="dsa_hw_"))
+        self._files = ModelFiles(self._folder)
+        self._notes: list[str] = []
+        self._described: dict[str, Any] | None = None
+        self._watch: Watch | None = None
+        self._finalizer = weakref.finalize(self, _clean_up, self._worker, self._folder)
+
+    def renew(self) -> None:
+        """Keeps its process: a new CUDA context and new engines would take seconds a round."""
+
+    @property
+    def layers_pay_call(self) -> bool:
+        """As the backend in the worker says."""
+        return self._describe()["layers_pay_call"]
+
+    def add_notes(self, notes: Iterable[str]) -> None:
+        """Say more about the choice of this backend."""
+        self._notes += notes
+
+    def notes(self) -> tuple[str, ...]:
+        """Why it was chosen, and whether its card is watched."""
+        self._watching()
+        return tuple(self._notes)
+
+    def observations(self) -> tuple[str, ...]:
+        """What NVML saw while measuring."""
+        return self._watch.observations() if self._watch else ()
+
+    def provenance(self) -> dict[str, str | int]:
+        """What a measurement here depends on."""
+        return dict(self._describe()["provenance"])
+
+    @contextmanager
+    def open(self, model: bytes | Path) -> Iterator[Runner]:
+        """The whole model, in the worker."""
+        with self._opened(model, layer=False) as runner:
+            yield runner
+
+    @contextmanager
+    def open_layer(self, model: bytes) -> Iterator[Runner]:
+        """One layer as inside a network, in the worker."""
+        with self._opened(model, layer=True) as runner:
+            yield runner
+
+    def outputs(self, model: bytes | Path, inputs: np.ndarray) -> np.ndarray:
+        """First output of the model on ``inputs`` (N, C, H, W), computed in the worker."""
+        given, found = self._folder / "inputs.npy", self._folder / "outputs.npy"
+        np.save(given, inputs)
+        self._worker.ask(
+            {"outputs": str(self._files.path(model)), "inputs": str(given), "to": str(found)}
+        )
+        return np.load(found)
+
+    def layer_times(self, model: bytes | Path) -> dict[str, Any]:
+        """Each layer's ms inside the network, by the runtime's own profiler.
+
+        Raises:
+            BackendUnavailable: the runtime has no profiler.
+        """
+        return self._worker.ask({"layer_times": str(self._files.path(model))})["times"]
+
+    def energy_mj(self, model: bytes | Path, seconds: float = 2.0) -> float | None:
+        """Millijoules of the whole card for one run; None where it does not count energy."""
+        card = self._watching().card
+        if card is None:
+            return None
+        with self.open(model) as runner:
+            per_run = runner.take_round(SamplePlan(sample_ms=50.0, samples=3)).median_ms
+
+            def run_for(wanted_s: float) -> int:
+                loops = max(1, round(wanted_s * 1e3 / per_run))
+                runner.elapsed_ms(loops)
+                return loops
+
+            return energy_per_run_mj(card, run_for, seconds)
+
+    def close(self) -> None:
+        """End the worker."""
+        self._finalizer()
+
+    @contextmanager
+    def _opened(self, model: bytes | Path, layer: bool) -> Iterator[Runner]:
+        self._worker.ask({"open": str(self._files.path(model)), "layer": layer})
+        try:
+            yield WatchedRunner(self._worker, self._watching())
+        finally:
+            self._worker.ask({"close": True})
+
+    def _describe(self) -> dict[str, Any]:
+        if self._described is None:
+            self._described = self._worker.ask({"describe": True})
+        return self._described
+
+    def _watching(self) -> Watch:
+        """Begun at the first use: only the worker can tell which card it is on."""
+        if self._watch is None:
+            uuid, card = self._describe()["uuid"], None
+            if uuid is not None:
+                try:
+                    card = Card(uuid)
+                except NvmlAbsent as absent:
+                    self._notes.append(f"the card is not watched while measuring: {absent}")
+            self._watch = Watch(card, lambda: measuring_pids(self._worker.pid))
+        return self._watch
 
 
 def _clean_up(worker: Worker, folder: Path) -> None:

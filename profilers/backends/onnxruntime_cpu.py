@@ -32,14 +32,23 @@ class OnnxRuntimeCpu:
     """
 
     name = "onnxruntime"
+    layers_pay_call = True
 
     def __init__(self, batch_size: int = 1, threads: int | None = None) -> None:
         self.batch_size = batch_size
         self.threads = threads or _physical_cores()
 
+    def notes(self) -> tuple[str, ...]:
+        """Nothing to say of the choice: there is one runtime on the CPU."""
+        return ()
+
+    def observations(self) -> tuple[str, ...]:
+        """Nothing is watched on the CPU but the reference kernel."""
+        return ()
+
     def provenance(self) -> dict[str, str | int]:
         """What a measurement here depends on."""
-        name, features = _cpu()
+        name, features = cpu_identity()
         return {
             "device": name,
             "cpu_features": features,
@@ -149,7 +158,7 @@ def _physical_cores() -> int:
     return psutil.cpu_count(logical=False) or 1
 
 
-def _cpu() -> tuple[str, str]:
+def cpu_identity() -> tuple[str, str]:
     """(model name, the features of it that runtimes' kernels depend on)."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

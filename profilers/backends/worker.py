@@ -4,8 +4,9 @@ A process that has trained with PyTorch times ONNX Runtime half as fast as a dep
 run (1.5 to 1.7 times the latency was seen), so measuring happens in one of its own.
 
 Protocol: one JSON object a line on standard input and output. The first line in is the backend's
-arguments; then ``{"open": path, "layer": bool}``, ``{"round": plan}``, ``{"loops": n}``,
-``{"close": true}`` in turn, each answered by one line.
+arguments; then ``{"describe": true}``, ``{"open": path, "layer": bool}``, ``{"round": plan}``,
+``{"loops": n}``, ``{"close": true}``, ``{"outputs": path, "inputs": path, "to": path}`` and
+``{"layer_times": path}`` in any sensible order, each answered by one line.
 """
 
 from __future__ import annotations
@@ -23,38 +24,115 @@ from typing import Any, TextIO
 from profilers.timing import Runner, SamplePlan
 
 
+def in_process(
+    device: str = "cpu",
+    backend: str = "onnxruntime",
+    precision: str = "fp32",
+    batch_size: int = 1,
+    threads: int | None = None,
+    include_copies: bool = False,
+) -> Any:
+    """The backend itself, without a process around it; imports its runtime and nothing else.
+
+    Raises:
+        BackendUnavailable: it does not work here.
+    """
+    if device == "cpu" and backend == "onnxruntime":
+        from profilers.backends.onnxruntime_cpu import OnnxRuntimeCpu
+
+        return OnnxRuntimeCpu(batch_size, threads)
+    if backend.startswith("torch"):
+        from profilers.backends.torch_runtime import TorchRuntime
+
+        return TorchRuntime(device, backend, precision, batch_size, include_copies)
+    if backend.startswith("tensorrt"):
+        from profilers.backends.tensorrt_runtime import TensorRt
+
+        return TensorRt(device, backend, precision, batch_size, include_copies)
+    from profilers.backends.onnxruntime_cuda import OnnxRuntimeCuda
+
+    return OnnxRuntimeCuda(device, backend, precision, batch_size, include_copies)
+
+
+class Server:
+    """Answers requests with one backend, made at the first of them."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self._arguments = arguments
+        self._backend: Any = None
+        self._opened = ExitStack()
+        self._runner: Runner | None = None
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request; whatever fails becomes its text."""
+        from profilers.errors import ProfilerError
+
+        try:
+            return self._answer(request)
+        except ProfilerError as error:
+            return {"error": str(error)}
+        except Exception as error:  # told to the other side, which raises it
+            refused = "the runtime refused a model" if "open" in request else "the runtime failed"
+            return {"error": f"{refused}: {type(error).__name__}: {error}"}
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._backend is None:
+            self._backend = in_process(**self._arguments)
+        backend = self._backend
+        if "open" in request:
+            model = Path(request["open"])
+            subject = (
+                backend.open_layer(model.read_bytes()) if request["layer"] else backend.open(model)
+            )
+            self._runner = self._opened.enter_context(subject)
+        elif "close" in request:
+            self._runner = None
+            self._opened.close()
+        elif "round" in request:
+            assert self._runner is not None
+            return dataclasses.asdict(self._runner.take_round(SamplePlan(**request["round"])))
+        elif "loops" in request:
+            assert self._runner is not None
+            return {"elapsed_ms": self._runner.elapsed_ms(request["loops"])}
+        elif "describe" in request:
+            return self._describe()
+        elif "outputs" in request:
+            import numpy as np
+
+            found = backend.outputs(Path(request["outputs"]), np.load(request["inputs"]))
+            np.save(request["to"], found)
+        elif "layer_times" in request:
+            return {"times": self._layer_times(Path(request["layer_times"]))}
+        return {}
+
+    def _describe(self) -> dict[str, Any]:
+        device = self._arguments.get("device", "cpu")
+        uuid = None
+        if device != "cpu":
+            from profilers.backends.cuda_device import cuda_index, device_uuid
+
+            uuid = device_uuid(cuda_index(device))
+        return {
+            "provenance": self._backend.provenance(),
+            "layers_pay_call": self._backend.layers_pay_call,
+            "uuid": uuid,
+        }
+
+    def _layer_times(self, model: Path) -> dict[str, Any]:
+        from profilers.errors import BackendUnavailable
+
+        if not hasattr(self._backend, "layer_times"):
+            raise BackendUnavailable(
+                f"{self._backend.name} has no profiler of layers; tensorrt and tensorrt-rtx do"
+            )
+        return dataclasses.asdict(self._backend.layer_times(model))
+
+
 def serve(requests: Iterator[str], answers: TextIO) -> None:
     """Answer requests until there are no more."""
-    from profilers.backends.onnxruntime_cpu import OnnxRuntimeCpu
-
-    backend = OnnxRuntimeCpu(**json.loads(next(requests)))
-    opened = ExitStack()
-    runner: Runner | None = None
+    server = Server(json.loads(next(requests)))
     for line in requests:
-        request = json.loads(line)
-        try:
-            if "open" in request:
-                model = Path(request["open"])
-                subject = (
-                    backend.open_layer(model.read_bytes())
-                    if request["layer"]
-                    else backend.open(model)
-                )
-                runner = opened.enter_context(subject)
-                answer: dict[str, Any] = {}
-            elif "close" in request:
-                runner = None
-                opened.close()
-                answer = {}
-            elif "round" in request:
-                assert runner is not None
-                answer = dataclasses.asdict(runner.take_round(SamplePlan(**request["round"])))
-            else:
-                assert runner is not None
-                answer = {"elapsed_ms": runner.elapsed_ms(request["loops"])}
-        except Exception as error:  # told to the other side, which raises it
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
+        answers.write(json.dumps(server.answer(json.loads(line))) + "\n")
         answers.flush()
 
 

@@ -1,0 +1,529 @@
+"""Everything that needs a GPU, in one command: tables, staircases, prediction, pruning, energy.
+
+``python -m benchmarks.gpu_suite [--device cuda:0] [--out DIR] [--minutes 8]``
+
+Each part is guarded: one that fails is reported with its error, and the others go on. What is
+done is kept in the folder, so the same command again goes on with what is left or failed. Parts
+are in order of worth; those that the minutes do not reach are named. ``--device cpu`` runs the
+same parts on a tiny network, to exercise them where there is no GPU: its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import nn
+
+from benchmarks import harness
+from dsa_hw.budgets import FlopsBudget, LatencyBudget, count, flops_budget
+from dsa_hw.closed_loop import allocate
+from dsa_hw.config import Precision, ProfileConfig
+from dsa_hw.console import Progress
+from dsa_hw.coupling import find_coupling
+from dsa_hw.deployed import DeployedGraph, export_onnx
+from dsa_hw.importance import AtomImportance
+from dsa_hw.pipeline import build_model, configured_table, example_for
+from dsa_hw.profiling import CalibratedModel, profile_network
+from dsa_hw.rounding import kept_importance
+from dsa_hw.search import DSAPruner, SearchSettings
+from dsa_hw.validation import loop_measure, time_networks
+from profilers.backends import Backend, open_backend
+from profilers.backends.isolated import Isolated
+from profilers.errors import BackendUnavailable
+from profilers.steps import canonical_layers, sweep_keys
+from profilers.table import LatencyTable
+from profilers.timing import ratio
+
+NAME = "gpu_suite"
+STATE_FILE = "state.json"
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured.
+
+    Args:
+        models: the first one is pruned.
+        backends: all that are tried; the device's best one goes first.
+        networks: whole networks a table, the dense one included.
+        targets: parts of the dense latency to prune to.
+        step_batch: training batch of the step overhead.
+    """
+
+    models: tuple[str, ...]
+    batches: tuple[int, ...]
+    backends: tuple[str, ...]
+    precision: Precision
+    networks: int
+    rounds: int
+    targets: tuple[float, ...]
+    measure_s: float
+    step_batch: int
+    steps: int
+
+
+FULL = Scale(
+    models=("resnet50", "resnet18"), batches=(1, 64),
+    backends=("tensorrt", "tensorrt-rtx", "onnxruntime", "onnxruntime-tensorrt", "torch",
+              "torch-compile"),
+    precision="fp16", networks=21, rounds=2, targets=(0.7, 0.5, 0.3), measure_s=5.0,
+    step_batch=64, steps=20,
+)  # fmt: skip
+QUICK = Scale(
+    models=("resnet50",), batches=(1,), backends=("torch",), precision="fp16", networks=9,
+    rounds=2, targets=(0.5,), measure_s=3.0, step_batch=32, steps=10,
+)  # fmt: skip
+ON_CPU = Scale(
+    models=("cifar_resnet20",), batches=(1,), backends=("onnxruntime", "torch-compile"),
+    precision="fp32", networks=4, rounds=2, targets=(0.7,), measure_s=0.2, step_batch=4, steps=2,
+)  # fmt: skip
+
+
+class NotHere(Exception):
+    """A part that cannot be run on this machine; the message says why. It is no failure."""
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """A network on a backend, measured."""
+
+    model: nn.Module
+    graph: DeployedGraph
+    backend: Backend
+    table: LatencyTable
+    latency: CalibratedModel
+    seconds: float
+    entries: int
+
+
+class Suite:
+    """The parts, over one device and folder."""
+
+    def __init__(self, device: str, scale: Scale, folder: Path, progress: Progress) -> None:
+        self.device, self.scale, self.folder, self.progress = device, scale, folder, progress
+        self._opened: dict[tuple[str | None, int], Backend] = {}
+        self._profiled: dict[tuple[str, int, str | None], Profiled] = {}
+        self._networks: dict[tuple[str, int], tuple[nn.Module, DeployedGraph]] = {}
+
+    def parts(self) -> dict[str, Callable[[], Figures]]:
+        """By name, in order of worth; ``best`` is the backend that the device gets by itself."""
+        scale, first = self.scale, self.scale.models[0]
+        batch = scale.batches[0]
+        parts: dict[str, Callable[[], Figures]] = {
+            f"table {first} b{batch} best": functools.partial(self.table, first, batch, None)
+        }
+        for target in scale.targets:
+            parts[f"prune {first} to {target:.0%}"] = functools.partial(self.prune, target)
+        parts["flops against latency"] = self.flops_against_latency
+        parts["energy"] = self.energy
+        parts["step overhead"] = self.step_overhead
+        parts["staircases"] = self.staircases
+        parts["layers inside the network"] = self.layers_inside
+        for name in (None, *scale.backends):
+            for size in scale.batches:
+                for model in scale.models:
+                    title = f"table {model} b{size} {name or 'best'}"
+                    parts.setdefault(title, functools.partial(self.table, model, size, name))
+        return parts
+
+    # -- parts -----------------------------------------------------------------------------
+
+    def table(self, model: str, batch: int, backend: str | None) -> Figures:
+        """Profile a network; held-out error of predicted against measured over whole networks."""
+        found = self._profile(model, batch, backend)
+        calibration = found.latency.calibration
+        dense = max(calibration.points, key=lambda p: sum(p.widths))
+        return {
+            "summary": f"{dense.measured_ms:.4g} ms dense, held-out error "
+            f"{calibration.heldout_mape_pct:.2f}% (max {calibration.heldout_max_pct:.2f}%)",
+            "backend": found.backend.name,
+            "dense_ms": dense.measured_ms,
+            "dense_ci95_ms": list(dense.ci95_ms),
+            "heldout_mape_pct": calibration.heldout_mape_pct,
+            "heldout_max_pct": calibration.heldout_max_pct,
+            "networks": [
+                {"predicted_ms": p.predicted_ms, "measured_ms": p.measured_ms,
+                 "ci95_ms": list(p.ci95_ms)} for p in calibration.points
+            ],
+            "steps": found.latency.steps,
+            "entries": found.entries,
+            "seconds": found.seconds,
+            "chosen": list(found.backend.notes()),
+            "observations": list(found.backend.observations()),
+            "table": found.table.path.name if found.table.path else None,
+            "provenance": found.backend.provenance(),
+        }  # fmt: skip
+
+    def prune(self, target: float) -> Figures:
+        """To a part of the dense latency, by the closed loop; measured once more at the end."""
+        found = self._first()
+        widths, rounds = self._allocated(found, target)
+        timed = self._timed(found, {"dense": found.graph.dense_widths, "pruned": widths})
+        value, interval = ratio(timed["pruned"], timed["dense"])
+        return {
+            "summary": f"{timed['pruned'].median_ms:.4g} ms, {value / target:.3f} of the target, "
+            f"{len(rounds)} rounds",
+            "target_ratio": target,
+            "measured_ratio": value,
+            "ratio_ci95": list(interval),
+            "over_target": value / target,
+            "dense_ms": timed["dense"].median_ms,
+            "pruned_ms": timed["pruned"].median_ms,
+            "flops_ratio": _flops(found.graph, widths) / _flops(found.graph,
+                                                                found.graph.dense_widths),
+            "closed_loop": rounds,
+            "widths": [int(w) for w in widths],
+        }  # fmt: skip
+
+    def flops_against_latency(self) -> Figures:
+        """Networks of equal FLOPs: chosen for latency, for FLOPs, and of one keep ratio."""
+        found, target = self._first(), self.scale.targets[len(self.scale.targets) // 2]
+        by_latency, _ = self._allocated(found, target)
+        share = _flops(found.graph, by_latency) / _flops(found.graph, found.graph.dense_widths)
+        step = max(found.latency.steps.values())
+        budget, choices = FlopsBudget(share, step).bind(found.graph)
+        by_flops = allocate(choices, _values(found, choices), [budget.to("cpu")]).widths
+        uniform = _uniform(found.graph, share)
+        networks = {
+            "dense": found.graph.dense_widths, "latency": by_latency, "flops": by_flops,
+            "uniform": uniform,
+        }  # fmt: skip
+        timed = self._timed(found, networks)
+        dense_flops = _flops(found.graph, found.graph.dense_widths)
+        figures: Figures = {
+            name: {
+                "ms": timed[name].median_ms,
+                "ci95_ms": list(timed[name].ci95_ms),
+                "flops_ratio": _flops(found.graph, widths) / dense_flops,
+                "latency_ratio": ratio(timed[name], timed["dense"])[0],
+            }
+            for name, widths in networks.items()
+        }
+        found_ratios = {k: figures[k]["latency_ratio"] for k in ("latency", "flops", "uniform")}
+        pairs = ", ".join(f"{name} {value:.3f}" for name, value in found_ratios.items())
+        return {"summary": f"at {share:.0%} of the FLOPs, latency left: {pairs}"} | figures
+
+    def energy(self) -> Figures:
+        """Millijoules of the card a run, dense and at the middle target."""
+        found = self._first()
+        if not isinstance(found.backend, Isolated):
+            raise NotHere("energy is counted by NVIDIA cards")
+        target = self.scale.targets[len(self.scale.targets) // 2]
+        widths, _ = self._allocated(found, target)
+        dense = found.backend.energy_mj(found.graph.resized(found.graph.dense_widths))
+        pruned = found.backend.energy_mj(found.graph.resized(widths))
+        if dense is None or pruned is None:
+            raise NotHere("the card does not count its energy, or NVML is absent")
+        return {
+            "summary": f"{dense:.1f} mJ dense, {pruned:.1f} mJ at {target:.0%} of the latency",
+            "dense_mj": dense,
+            "pruned_mj": pruned,
+        }
+
+    def step_overhead(self) -> Figures:
+        """A training step with DSA over one without, masks live; both on the same batch."""
+        plain_ms, dsa_ms = self._step_ms(False), self._step_ms(True)
+        return {
+            "summary": f"{plain_ms:.3g} ms a training step, {dsa_ms / plain_ms:.3f} times with DSA",
+            "plain_ms": plain_ms,
+            "dsa_ms": dsa_ms,
+            "ratio": dsa_ms / plain_ms,
+        }
+
+    def staircases(self) -> Figures:
+        """The sweeps from which the steps were found, one a kind of layer."""
+        found = self._first()
+        layers = canonical_layers(layer.spec for layer in found.graph.layers)
+        curves = {
+            kind: [[k.cout, found.table.measurement(k).median_ms] for k in sweep_keys(spec)]
+            for kind, spec in layers.items()
+        }
+        steps = ", ".join(f"{kind} {step}" for kind, step in found.latency.steps.items())
+        return {"summary": f"steps: {steps}", "steps": found.latency.steps, "ms_by_width": curves}
+
+    def layers_inside(self) -> Figures:
+        """Each layer's time inside the network by the runtime's profiler, where it has one."""
+        found = self._first()
+        if not isinstance(found.backend, Isolated) or not found.backend.name.startswith("tensorrt"):
+            raise NotHere("only tensorrt and tensorrt-rtx profile the layers of a network")
+        times = found.backend.layer_times(found.graph.resized(found.graph.dense_widths))
+        by_node: dict[str, float] = times["by_node"]
+        slowest = max(by_node, key=lambda name: by_node[name])
+        reformat_ms, other_ms = times["reformat_ms"], sum(times["other_ms"].values())
+        return {
+            "summary": f"{sum(by_node.values()):.4g} ms in {len(by_node)} layers (slowest: "
+            f"{slowest}), {reformat_ms:.4g} ms in reformats, {other_ms:.4g} ms unattributed",
+        } | times
+
+    # -- what the parts share --------------------------------------------------------------
+
+    def backend(self, name: str | None, batch: int) -> Backend:
+        """Opened once.
+
+        Raises:
+            NotHere: the runtime does not run on this machine.
+        """
+        if (name, batch) not in self._opened:
+            try:
+                opened = open_backend(
+                    self.device, backend=name, precision=self.scale.precision, batch_size=batch
+                )
+            except BackendUnavailable as error:
+                if name is None:
+                    raise
+                raise NotHere(str(error)) from error
+            self._opened[name, batch] = opened
+        return self._opened[name, batch]
+
+    def _first(self) -> Profiled:
+        return self._profile(self.scale.models[0], self.scale.batches[0], None)
+
+    def _profile(self, model: str, batch: int, name: str | None) -> Profiled:
+        if (model, batch, name) in self._profiled:
+            return self._profiled[model, batch, name]
+        backend = self.backend(name, batch)
+        slug = f"{backend.name}-{self.scale.precision}-b{batch}.jsonl"
+        config = ProfileConfig(
+            device=self.device, precision=self.scale.precision, batch_size=batch, model=model,
+            table=str(self.folder / "tables" / slug),
+        )  # fmt: skip
+        network, graph = self._network(config)
+        started = time.perf_counter()
+        table = configured_table(config, backend)
+        profiled = profile_network(
+            graph, backend, table, networks=self.scale.networks, rounds=self.scale.rounds,
+            on_progress=self.progress,
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        found = Profiled(
+            network, graph, backend, table, profiled.latency, seconds, len(table.rounds)
+        )
+        self._profiled[model, batch, name] = found
+        return found
+
+    def _network(self, config: ProfileConfig) -> tuple[nn.Module, DeployedGraph]:
+        """Exported once, whatever backends time it."""
+        key = (config.model, config.batch_size)
+        if key not in self._networks:
+            network, example = build_model(config), example_for(config)
+            coupling = find_coupling(network, example)
+            graph = DeployedGraph(export_onnx(network, example), coupling, config.precision)
+            self._networks[key] = network, graph
+        return self._networks[key]
+
+    def _allocated(self, found: Profiled, target: float) -> tuple[np.ndarray, list[Figures]]:
+        """Widths at a part of the dense latency (kept for the parts that share it)."""
+        path = self.folder / f"widths-{target:g}.json"
+        if path.is_file():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return np.array(kept["widths"]), kept["rounds"]
+        dense_ms = float(found.latency.model.staircase_ms(
+            torch.as_tensor(found.latency.choices.dense, dtype=torch.float32)
+        ))  # fmt: skip
+        budget, choices = LatencyBudget(found.table, target * dense_ms).bind(found.graph)
+        measure = loop_measure(
+            found.graph, found.backend, target_ms=None, target_ratio=target,
+            time_limit_s=self.scale.measure_s,
+        )  # fmt: skip
+        allocation = allocate(choices, _values(found, choices), [budget], measure)
+        rounds = [
+            {"predicted_ms": r.predicted_ms, "measured_ms": r.timed.measured_ms,
+             "target_ms": r.timed.target_ms, "correction": r.correction}
+            for r in allocation.rounds
+        ]  # fmt: skip
+        _write(path, {"widths": allocation.widths.tolist(), "rounds": rounds})
+        return allocation.widths, rounds
+
+    def _timed(self, found: Profiled, networks: dict[str, Any]):
+        models: dict[str, bytes | Path] = {n: found.graph.resized(w) for n, w in networks.items()}
+        return time_networks(found.backend, models, time_limit_s=2 * self.scale.measure_s)
+
+    def _step_ms(self, with_dsa: bool) -> float:
+        scale, found = self.scale, self._first()
+        config = ProfileConfig(model=scale.models[0], batch_size=scale.step_batch)
+        device = torch.device(self.device.split(",")[0])
+        model, x = build_model(config).to(device), example_for(config).to(device)
+        with torch.no_grad():
+            classes = model(x[:2]).shape[1]
+        y = torch.randint(classes, (len(x),), device=device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        warm = 5
+        pruner = None
+        if with_dsa:
+            target_ms = 0.5 * max(p.measured_ms for p in found.latency.calibration.points)
+            settings = SearchSettings(warmup=(0.0, 0.0), log_every=10**6)
+            pruner = DSAPruner(
+                model, x[: scale.batches[0]], LatencyBudget(found.table, target_ms),
+                total_steps=scale.steps + warm, settings=settings,
+            )  # fmt: skip
+
+        def loss() -> torch.Tensor:
+            with torch.autocast(device.type, torch.bfloat16):
+                return nn.functional.cross_entropy(model(x).float(), y)
+
+        def step() -> None:
+            loss().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if pruner is not None:
+                pruner.step(validation_loss=loss)
+
+        for _ in range(warm):
+            step()
+        _wait(device)
+        started = time.perf_counter()
+        for _ in range(scale.steps):
+            step()
+        _wait(device)
+        return (time.perf_counter() - started) * 1e3 / scale.steps
+
+
+def _values(found: Profiled, choices: Any) -> list[np.ndarray]:
+    coupling = found.graph.coupling
+    scores = AtomImportance(found.model, coupling, "filter_l1")().cpu().numpy()
+    atoms = [scores[i, : g.atoms] for i, g in enumerate(coupling.groups)]
+    return kept_importance(choices, atoms, [len(g.layers) for g in coupling.groups])
+
+
+def _flops(graph: DeployedGraph, widths: Sequence[int] | np.ndarray) -> float:
+    return count(flops_budget(graph, 1.0), [int(w) for w in widths])
+
+
+def _uniform(graph: DeployedGraph, share: float) -> np.ndarray:
+    """One keep ratio for all groups, without regard to steps, at a part of the FLOPs."""
+    groups = graph.coupling.groups
+    target, low, high = share * _flops(graph, graph.dense_widths), 0.01, 1.0
+
+    def at(keep_ratio: float) -> np.ndarray:
+        return np.array([
+            g.dense_width if g.frozen else max(1, round(keep_ratio * g.atoms)) * g.atom_channels
+            for g in groups
+        ])  # fmt: skip
+
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _flops(graph, at(middle)) <= target else (low, middle)
+    return at(low)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# -- running ---------------------------------------------------------------------------------
+
+
+def run_parts(
+    parts: dict[str, Callable[[], Figures]],
+    folder: Path,
+    progress: Progress,
+    minutes: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Figures]:
+    """Run what is not done yet; returns every part's record, and keeps it in the folder.
+
+    A record's ``status`` is ``done``, ``failed`` (with the error; tried again next time),
+    ``absent`` (cannot be run here, with the reason) or ``left`` (the minutes were over).
+    """
+    path = folder / STATE_FILE
+    folder.mkdir(parents=True, exist_ok=True)
+    records = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    started = clock()
+    for number, (name, part) in enumerate(parts.items(), start=1):
+        if records.get(name, {}).get("status") in ("done", "absent"):
+            continue
+        if clock() - started > 60 * minutes:
+            records[name] = {"status": "left", "summary": "the minutes were over"}
+        else:
+            progress.say(f"[{number}/{len(parts)}] {name}")
+            records[name] = _guarded(part, clock)
+        _write(path, records)
+    return {name: records[name] for name in parts}
+
+
+def _guarded(part: Callable[[], Figures], clock: Callable[[], float]) -> Figures:
+    began = clock()
+    try:
+        record = {"status": "done"} | part()
+    except NotHere as absent:
+        record = {"status": "absent", "summary": str(absent)}
+    except Exception as error:  # reported in the record, the table and the exit code
+        record = {
+            "status": "failed",
+            "summary": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            "traceback": _without_paths(traceback.format_exc()),
+        }
+    return record | {"took_s": round(clock() - began, 1)}
+
+
+def _without_paths(text: str) -> str:
+    """A traceback without this machine's folders."""
+    root = str(Path(__file__).resolve().parent.parent)
+    return text.replace(root + "/", "").replace(sys.prefix, "PREFIX")
+
+
+def _write(path: Path, content: Figures) -> None:
+    partial = path.with_name(f".{path.name}.new")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _report(records: dict[str, Figures], device: str, out: Path, quick: bool) -> None:
+    table = Table(title=f"GPU suite on {device}")
+    for column in ("part", "", "result", "s"):
+        table.add_column(column, justify="right" if column == "s" else "left", overflow="fold")
+    for name, record in records.items():
+        seconds = record.get("took_s")
+        table.add_row(name, record["status"], record["summary"],
+                      "" if seconds is None else f"{seconds:.0f}")  # fmt: skip
+    tables = [r for r in records.values() if "provenance" in r]
+    origin = harness.provenance(tables[0]["provenance"] if tables else {"device": device})
+    harness.finish(NAME, harness.Options(quick, out), {"parts": records}, origin, table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the suite; 1 if a part failed."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--device", default="cuda:0", help="cuda:0, cuda:0,cuda:1, or cpu (tiny)")
+    parser.add_argument("--quick", action="store_true", help="one network, one backend")
+    parser.add_argument("--out", type=Path, default=Path("runs") / NAME, help="folder for all")
+    parser.add_argument("--minutes", type=float, default=8.0, help="begin no part after these")
+    parser.add_argument("--only", nargs="*", default=None, help="parts whose name contains one")
+    options = parser.parse_args(argv)
+    scale = ON_CPU if options.device == "cpu" else QUICK if options.quick else FULL
+    if options.device != "cpu":
+        from profilers.backends.cuda_device import check_cuda
+
+        try:
+            check_cuda(options.device.split(",")[0])
+        except BackendUnavailable as error:
+            print(f"{NAME}: {error}", file=sys.stderr)
+            return 2
+    progress = Progress()
+    suite = Suite(options.device, scale, options.out, progress)
+    parts = suite.parts()
+    if options.only is not None:
+        parts = {n: p for n, p in parts.items() if any(word in n for word in options.only)}
+    records = run_parts(parts, options.out, progress, options.minutes)
+    _report(records, options.device, options.out, options.quick or options.device == "cpu")
+    return 1 if any(r["status"] == "failed" for r in records.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

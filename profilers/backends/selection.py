@@ -1,0 +1,111 @@
+"""Which runtime measures a CUDA device: the best one that really runs there."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+
+from profilers.backends import Backend
+from profilers.backends.cuda_device import check_cuda
+from profilers.backends.isolated import Isolated
+from profilers.backends.onnxruntime_cuda import PROVIDERS, check_provider
+from profilers.backends.parallel import Parallel
+from profilers.backends.tensorrt_build import INSTALL, MODULES
+from profilers.errors import BackendUnavailable
+from profilers.onnx_layers import layer_model
+from profilers.spec import LayerSpec
+
+PREFERENCE = ("tensorrt", "tensorrt-rtx", "onnxruntime", "torch")
+"""Best first: what a network is deployed with where it is there."""
+PROBE = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 14x14 b1 fp32 +relu")
+PROBE_CHANNELS = 32
+
+
+def open_cuda(
+    device: str,
+    backend: str | None,
+    precision: str,
+    batch_size: int,
+    include_copies: bool = False,
+) -> Backend:
+    """The backend for one or several CUDA devices.
+
+    Raises:
+        BackendUnavailable: see ``open_backend``; several devices must be of one kind.
+    """
+    devices = device.split(",")
+    if len(set(devices)) < len(devices):
+        raise BackendUnavailable(f"--device {device} names a device twice")
+    for each in devices:
+        check_cuda(each)
+
+    def opened(name: str, where: str) -> Isolated:
+        return Isolated(where, name, precision, batch_size, include_copies=include_copies)
+
+    first = choose(lambda name: opened(name, devices[0]), backend)
+    if len(devices) == 1:
+        return first
+    others = [opened(first.name, where) for where in devices[1:]]
+    return Parallel([first, *others], devices)
+
+
+def choose(opened: Callable[[str], Isolated], backend: str | None) -> Isolated:
+    """The wanted backend, or the first of ``PREFERENCE`` that compiles and runs a convolution.
+
+    Trying is what settles it: an installed runtime may lack a library, a driver or this card.
+
+    Raises:
+        BackendUnavailable: the wanted one does not run, or none does; with every reason.
+    """
+    if backend is not None:
+        chosen = opened(backend)
+        probe(chosen)
+        chosen.add_notes([f"{backend}: asked for"])
+        return chosen
+    passed: list[str] = []
+    for name in PREFERENCE:
+        if (reason := absent(name)) is not None:  # without starting a process for it
+            passed.append(f"{name} passed over: {reason}")
+            continue
+        candidate = opened(name)
+        try:
+            probe(candidate)
+        except BackendUnavailable as error:
+            candidate.close()
+            passed.append(f"{name} passed over: {error}")
+            continue
+        candidate.add_notes([_why(name, passed), *passed])
+        return candidate
+    raise BackendUnavailable("no runtime measures this device. " + ". ".join(passed))
+
+
+def absent(name: str) -> str | None:
+    """Why a backend's package cannot be used at all; None where it is installed."""
+    if name in MODULES:
+        spec = importlib.util.find_spec(MODULES[name])
+        # tensorrt-stubs leaves a folder without code, which has no origin
+        return None if spec and spec.origin else f"not installed: {INSTALL[name]}"
+    if name.startswith("onnxruntime"):
+        import onnxruntime
+
+        try:
+            check_provider(PROVIDERS[name], onnxruntime)
+        except BackendUnavailable as error:
+            return str(error)
+    return None
+
+
+def probe(backend: Backend) -> None:
+    """Compile and run one small convolution.
+
+    Raises:
+        BackendUnavailable: it does not work here.
+    """
+    with backend.open_layer(layer_model(PROBE, PROBE_CHANNELS, PROBE_CHANNELS)) as runner:
+        runner.elapsed_ms(2)
+
+
+def _why(name: str, passed: Sequence[str]) -> str:
+    if not passed:
+        return f"{name}: the first choice on CUDA, and it runs here"
+    return f"{name}: the best of {', '.join(PREFERENCE)} that runs here"

@@ -1,0 +1,235 @@
+"""PyTorch as a runtime: eager, CUDA graphs, ``torch.compile``; channels-last, half or autocast.
+
+What is timed is the exported graph (batch-norms folded) run by PyTorch, so that the same file is
+compared across runtimes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from profilers.backends.cuda_clock import (
+    LAYER_REPEATS,
+    DeviceRunner,
+    EventClock,
+    HostClock,
+    captured,
+    with_copies,
+)
+from profilers.backends.cuda_device import check_cuda, cuda_index, device_provenance
+from profilers.backends.model_files import model_key
+from profilers.backends.onnx_torch import OnnxModule
+from profilers.errors import BackendUnavailable
+from profilers.precision import CHANNEL_STEPS
+from profilers.timing import Runner
+
+MODES = {
+    "torch": "CUDA graphs",
+    "torch-eager": "eager",
+    "torch-compile": "torch.compile, CUDA graphs",
+    "torch-autocast": "autocast, CUDA graphs",
+}
+"""How each of the backends' names runs a model."""
+
+KEEP_FREE = 0.4
+"""Part of the card's memory that models kept ready must leave free."""
+MOST_KEPT = 512
+
+
+class TorchRuntime:
+    """PyTorch on a CUDA device (or, eagerly, on the CPU).
+
+    Models stay ready after they are closed, as far as the card's memory allows: opening the same
+    model for its next round is then free.
+
+    Args:
+        device: ``cuda:N`` or ``cpu``.
+        mode: a key of ``MODES``.
+        include_copies: time the copies of inputs and outputs from and to the host too.
+
+    Raises:
+        BackendUnavailable: no such device, or not at that precision.
+    """
+
+    def __init__(
+        self,
+        device: str = "cuda:0",
+        mode: str = "torch",
+        precision: str = "fp32",
+        batch_size: int = 1,
+        include_copies: bool = False,
+    ) -> None:
+        self.name = mode
+        self.batch_size, self.precision = batch_size, precision
+        self._on_cuda = device != "cpu"
+        if precision == "int8":
+            raise BackendUnavailable(
+                "the torch backends measure fp32 and fp16; int8 needs tensorrt or tensorrt-rtx"
+            )
+        if self._on_cuda:
+            check_cuda(device)
+            torch.cuda.set_device(cuda_index(device))
+        elif mode != "torch-eager" or precision != "fp32":
+            raise BackendUnavailable(
+                f"{mode} at {precision} is not there on the CPU; use torch-eager at fp32"
+            )
+        self._device = torch.device(device)
+        self._include_copies = include_copies
+        self._kept: OrderedDict[str, Callable[[], object]] = OrderedDict()
+        self._stream = torch.cuda.Stream() if self._on_cuda else None
+
+    @property
+    def layers_pay_call(self) -> bool:
+        """Eagerly each does; in a CUDA graph none."""
+        return not self._graphs
+
+    def notes(self) -> tuple[str, ...]:
+        """Nothing to say of the choice."""
+        return ()
+
+    def observations(self) -> tuple[str, ...]:
+        """Nothing is watched here; see ``isolated``."""
+        return ()
+
+    def provenance(self) -> dict[str, str | int]:
+        """What a measurement here depends on."""
+        provider = MODES[self.name] if self._on_cuda else "eager"
+        provider += ", channels-last" + (", with copies" if self._include_copies else "")
+        if self._on_cuda:
+            where = device_provenance(cuda_index(str(self._device)))
+        else:
+            from profilers.backends.onnxruntime_cpu import cpu_identity
+
+            name, features = cpu_identity()
+            where = {
+                "device": name, "cpu_features": features, "driver": "none",
+                "threads": torch.get_num_threads(),
+            }  # fmt: skip
+        return where | {
+            "runtime": self.name,
+            "runtime_version": torch.__version__,
+            "provider": provider,
+            "precision": self.precision,
+            "batch_size": self.batch_size,
+            "expected_step": CHANNEL_STEPS[self.precision] if self._on_cuda else 1,
+        }
+
+    @contextmanager
+    def open(self, model: bytes | Path) -> Iterator[Runner]:
+        """The whole model, with random inputs on the device."""
+        yield self._runner(model, repeats=1)
+
+    @contextmanager
+    def open_layer(self, model: bytes) -> Iterator[Runner]:
+        """One layer, several times in a row where it runs as a CUDA graph."""
+        yield self._runner(model, repeats=LAYER_REPEATS if self._graphs else 1)
+
+    @torch.inference_mode()
+    def outputs(self, model: bytes | Path, inputs: np.ndarray) -> np.ndarray:
+        """First output of the model on ``inputs`` (N, C, H, W)."""
+        module, _ = self._module(_loaded(model))
+        value = self._placed(torch.from_numpy(inputs))
+        with self._autocast():
+            return module(value).float().cpu().numpy()
+
+    @property
+    def _graphs(self) -> bool:
+        return self._on_cuda and self.name != "torch-eager"
+
+    def _runner(self, model: bytes | Path, repeats: int) -> Runner:
+        key = f"{repeats} {model_key(model)}"
+        if key not in self._kept:
+            self._make_room()
+            self._kept[key] = self._prepared(_loaded(model), repeats)
+        self._kept.move_to_end(key)
+        clock = HostClock() if self._stream is None else EventClock(self._stream)
+        return DeviceRunner(self._kept[key], clock, repeats)
+
+    def _make_room(self) -> None:
+        """Let go of the models that were not used for the longest time."""
+        while self._kept and (len(self._kept) >= MOST_KEPT or self._is_full()):
+            self._kept.popitem(last=False)
+            if self._on_cuda:
+                torch.cuda.empty_cache()
+
+    def _is_full(self) -> bool:
+        if not self._on_cuda:
+            return False
+        free, total = torch.cuda.mem_get_info()
+        return free < KEEP_FREE * total
+
+    def _prepared(self, model: onnx.ModelProto, repeats: int) -> Callable[[], object]:
+        module, shapes = self._module(model)
+        generator = torch.Generator().manual_seed(0)
+        hosts = [torch.randn(shape, generator=generator) for shape in shapes]
+        inputs = [self._placed(host) for host in hosts]
+        call: Callable[..., torch.Tensor] = module
+        if self.name == "torch-compile":
+            # Inductor's own CUDA graphs would copy the inputs; the graph is captured here instead.
+            call = torch.compile(module, dynamic=False, mode="max-autotune-no-cudagraphs")
+
+        def run() -> torch.Tensor:
+            with torch.inference_mode(), self._autocast():
+                return call(*inputs)
+
+        if self._stream is None:
+            return run
+        with torch.cuda.stream(self._stream):
+            output = run()
+        self._stream.synchronize()
+        timed: Callable[[], object] = run
+        if self._include_copies:
+            timed = with_copies(*self._copying(run, hosts, inputs, output))
+        return captured(timed, self._stream, repeats) if self._graphs else timed
+
+    def _copying(
+        self,
+        run: Callable[[], torch.Tensor],
+        hosts: list[torch.Tensor],
+        inputs: list[torch.Tensor],
+        output: torch.Tensor,
+    ):
+        """Arguments of ``with_copies``; outputs are copied within ``run``, as each is a new one."""
+        pinned = [
+            host.to(device.dtype).contiguous(memory_format=_format(host)).pin_memory()
+            for host, device in zip(hosts, inputs, strict=True)
+        ]
+        result = torch.empty_like(output, device="cpu").pin_memory()
+
+        def run_and_fetch() -> None:
+            result.copy_(run(), non_blocking=True)
+
+        return run_and_fetch, list(zip(inputs, pinned, strict=True)), []
+
+    def _module(self, model: onnx.ModelProto) -> tuple[OnnxModule, list[tuple[int, ...]]]:
+        module = OnnxModule(model, self._dtype, self._device).eval()
+        return module, list(module.input_shapes.values())
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of weights and inputs: autocast keeps float32 ones and casts at each layer."""
+        half = self.precision == "fp16" and self.name != "torch-autocast"
+        return torch.float16 if half else torch.float32
+
+    def _autocast(self):
+        on = self.name == "torch-autocast" and self.precision == "fp16"
+        # The cache of cast weights must not outlive a capture: it would hold the graph's memory.
+        return torch.autocast(self._device.type, torch.float16, enabled=on, cache_enabled=False)
+
+    def _placed(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(self._device, self._dtype).contiguous(memory_format=_format(value))
+
+
+def _format(value: torch.Tensor) -> torch.memory_format:
+    return torch.channels_last if value.dim() == 4 else torch.contiguous_format
+
+
+def _loaded(model: bytes | Path) -> onnx.ModelProto:
+    return onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model)

@@ -1,0 +1,377 @@
+"""The CUDA backends without a card: clocks, choice, providers, several devices."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import Residual, randomize_norms
+from fake_device import FakeDevice, FakeRunner
+
+from dsa_hw import profile
+from dsa_hw.deployed import export_onnx
+from dsa_hw.search import outputs_of
+from profilers.backends import open_backend, selection
+from profilers.backends.cuda_clock import DeviceRunner, EventClock, HostClock
+from profilers.backends.model_files import KEPT, ModelFiles, model_key
+from profilers.backends.onnx_torch import OnnxModule
+from profilers.backends.onnxruntime_cuda import check_provider, open_session
+from profilers.backends.parallel import Parallel
+from profilers.backends.selection import PREFERENCE, choose
+from profilers.collect import Request, call_ms, collect
+from profilers.errors import BackendUnavailable
+from profilers.spec import LayerSpec
+from profilers.steps import find_steps, sweep_requests
+from profilers.table import LatencyTable
+from profilers.timing import Runner, SamplePlan
+
+CONV = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 8x8 b1 fp32 +relu")
+
+
+# -- the device's clock ----------------------------------------------------------------------
+
+
+class FakeGpu:
+    """Work is queued at once and takes device time; the host's clock does not move."""
+
+    def __init__(self) -> None:
+        self.queued_ms = 0.0
+
+    def run(self, ms: float) -> None:
+        self.queued_ms += ms
+
+    def event(self, enable_timing: bool) -> SimpleNamespace:
+        assert enable_timing
+        event = SimpleNamespace(at_ms=None, waited=False)
+
+        def record(stream: object) -> None:
+            event.at_ms = self.queued_ms
+
+        def synchronize() -> None:
+            event.waited = True
+
+        def elapsed_time(end: SimpleNamespace) -> float:
+            assert end.waited, "the end must have happened before it is read"
+            return end.at_ms - event.at_ms
+
+        event.record, event.synchronize, event.elapsed_time = record, synchronize, elapsed_time
+        return event
+
+
+def test_events_time_the_device_and_not_the_host() -> None:
+    gpu = FakeGpu()
+    clock = EventClock("stream", gpu.event, lambda stream: contextlib.nullcontext())
+    runner = DeviceRunner(lambda: gpu.run(0.25), clock)
+    assert runner.elapsed_ms(8) == pytest.approx(2.0)
+    taken = runner.take_round(SamplePlan(sample_ms=2.0, samples=3, warmup_ms=1.0))
+    assert (taken.median_ms, taken.loops) == (pytest.approx(0.25), 8)
+
+
+@pytest.mark.parametrize("loops", [1, 15, 16, 17, 160])
+def test_a_graph_of_several_runs_counts_each(loops: int) -> None:
+    gpu = FakeGpu()
+    clock = EventClock("stream", gpu.event, lambda stream: contextlib.nullcontext())
+    runner = DeviceRunner(lambda: gpu.run(16 * 0.01), clock, runs_per_call=16)
+    assert runner.elapsed_ms(loops) == pytest.approx(0.01 * loops)
+
+
+def test_a_host_clock_is_injected() -> None:
+    times = iter([1.0, 1.5])
+    assert HostClock(lambda: next(times)).elapsed_ms(lambda: None) == pytest.approx(500.0)
+
+
+# -- ONNX in PyTorch -------------------------------------------------------------------------
+
+
+def test_the_onnx_module_computes_what_the_model_does() -> None:
+    model, x = randomize_norms(Residual()), torch.randn(2, 3, 16, 16)
+    module = OnnxModule(export_onnx(model, x))
+    with torch.inference_mode():
+        found = module(x)
+    # two orders of summation of the same float32 products
+    assert torch.allclose(found, outputs_of(model, x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_onnx_module_knows_the_operators_of_a_common_network() -> None:
+    import torchvision
+
+    torch.manual_seed(0)
+    model, x = torchvision.models.mobilenet_v3_small().eval(), torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected, found = model(x), OnnxModule(export_onnx(model, x))(x)
+    assert float((expected - found).abs().max() / expected.abs().max()) < 1e-4
+
+
+def test_an_unknown_operator_is_named() -> None:
+    exported = export_onnx(Residual(), torch.zeros(1, 3, 16, 16))
+    exported.graph.node[0].op_type = "Erf"
+    with pytest.raises(BackendUnavailable, match="Erf"):
+        OnnxModule(exported)
+
+
+def test_torch_in_a_worker_of_its_own() -> None:
+    model, x = randomize_norms(Residual()), torch.randn(2, 3, 16, 16)
+    exported = export_onnx(model, x).SerializeToString()
+    backend = open_backend("cpu", backend="torch-eager", batch_size=2)
+    found = backend.outputs(exported, x.numpy())
+    assert np.allclose(found, outputs_of(model, x).numpy(), rtol=1e-4, atol=1e-5)
+    assert backend.provenance()["runtime"] == "torch-eager"
+    assert backend.layers_pay_call
+    assert (backend.notes(), backend.observations()) == ((), ())
+    with backend.open(exported) as runner:
+        assert runner.take_round(SamplePlan(1.0, 2, 1.0)).median_ms > 0
+    broken: Any = backend
+    with pytest.raises(BackendUnavailable, match="has no profiler of layers"):
+        broken.layer_times(exported)
+
+
+# -- models on their way ---------------------------------------------------------------------
+
+
+def test_equal_models_share_a_file_and_old_ones_go(tmp_path: Path) -> None:
+    files = ModelFiles(tmp_path)
+    models = [bytes([i]) * 100 for i in range(KEPT + 2)]
+    paths = [files.path(m) for m in models]
+    assert files.path(bytes(models[-1])) == paths[-1]
+    assert sorted(tmp_path.iterdir()) == sorted(paths[-KEPT:])
+    assert model_key(paths[-1]) == model_key(models[-1])
+    own = tmp_path / "mine.onnx"
+    own.write_bytes(models[0])
+    assert model_key(own) == model_key(models[0])
+    assert files.path(own) == own
+
+
+# -- which runtime ---------------------------------------------------------------------------
+
+
+class Candidate(FakeDevice):
+    """A runtime that works, or does not for a reason."""
+
+    def __init__(self, name: str, trouble: str | None) -> None:
+        super().__init__()
+        self.name, self.trouble = name, trouble
+        self.said: list[str] = []
+        self.closed = False
+
+    @contextmanager
+    def open_layer(self, model: bytes) -> Iterator[Runner]:
+        if self.trouble:
+            raise BackendUnavailable(self.trouble)
+        yield FakeRunner(1.0)
+
+    def add_notes(self, notes: list[str]) -> None:
+        self.said += notes
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def chosen_among(
+    troubles: dict[str, str], monkeypatch: pytest.MonkeyPatch, wanted: str | None = None
+) -> tuple[Candidate, dict[str, Candidate]]:
+    monkeypatch.setattr(selection, "absent", lambda name: None)
+    made: dict[str, Candidate] = {}
+
+    def opened(name: str) -> Any:
+        return made.setdefault(name, Candidate(name, troubles.get(name)))
+
+    found: Any = choose(opened, wanted)
+    return found, made
+
+
+def test_the_best_runtime_that_really_runs_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    troubles = {"tensorrt": "libnvinfer.so.11 is missing", "tensorrt-rtx": "sm_90 is not served"}
+    found, made = chosen_among(troubles, monkeypatch)
+    assert found.name == "onnxruntime"
+    assert list(made) == ["tensorrt", "tensorrt-rtx", "onnxruntime"]
+    assert made["tensorrt"].closed
+    text = "\n".join(found.said)
+    for reason in troubles.values():
+        assert reason in text
+
+
+def test_nothing_better_is_passed_over_silently(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, made = chosen_among({}, monkeypatch)
+    assert found.name == PREFERENCE[0]
+    assert list(made) == [PREFERENCE[0]]
+
+
+def test_a_wanted_runtime_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendUnavailable, match="broken"):
+        chosen_among({"onnxruntime": "broken"}, monkeypatch, wanted="onnxruntime")
+
+
+def test_when_none_runs_every_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    troubles = {name: f"reason {i}" for i, name in enumerate(PREFERENCE)}
+    with pytest.raises(BackendUnavailable) as caught:
+        chosen_among(troubles, monkeypatch)
+    assert all(reason in str(caught.value) for reason in troubles.values())
+
+
+def test_the_installed_packages_are_looked_at_first() -> None:
+    reason = selection.absent("onnxruntime")  # the CPU build is what the tests install
+    assert reason is not None
+    assert "onnxruntime-gpu" in reason
+    assert "CPUExecutionProvider" in reason
+    assert selection.absent("torch") is None
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cuda", "cuda:0,cuda:1"])
+@pytest.mark.parametrize("backend", [[], ["--backend", "tensorrt"], ["--precision", "fp16"]])
+def test_a_machine_without_cuda_is_one_clear_sentence(
+    device: str, backend: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert profile.main(["--device", device, *backend]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "\n" not in said
+    assert "finds no CUDA device" in said
+    assert "install" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_devices_are_named() -> None:
+    for device in ("cuda:x", "cuda0"):
+        with pytest.raises(BackendUnavailable, match="unknown device"):
+            open_backend(device)
+    with pytest.raises(BackendUnavailable, match="twice"):
+        open_backend("cuda:0,cuda:0")
+    with pytest.raises(BackendUnavailable, match="needs a CUDA device"):
+        open_backend("cpu", backend="tensorrt")
+
+
+# -- ONNX Runtime's providers ----------------------------------------------------------------
+
+
+def test_a_provider_that_the_build_lacks_is_refused() -> None:
+    with pytest.raises(BackendUnavailable, match="has no CUDAExecutionProvider"):
+        check_provider("CUDAExecutionProvider", onnxruntime)
+    check_provider("CPUExecutionProvider", onnxruntime)
+
+
+def fallen_back(said: bytes, raising: Exception | None = None) -> SimpleNamespace:
+    """A runtime that writes to standard error as its C++ code does, and falls back to the CPU."""
+
+    def session(model: bytes, options: object, providers: object, enable_fallback: int) -> Any:
+        assert enable_fallback == 0
+        import os
+
+        os.write(2, said)
+        if raising is not None:
+            raise raising
+        return SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+
+    return SimpleNamespace(InferenceSession=session)
+
+
+def test_a_provider_that_does_not_load_is_an_error_with_its_own_reason() -> None:
+    said = (
+        b"\x1b[1;31m2026-10-02 11:00:00.123 [E:onnxruntime:Default, provider_bridge_ort.cc:2251 "
+        b"TryGetProviderInfo_CUDA] Failed to load library libonnxruntime_providers_cuda.so with "
+        b"error: libcublasLt.so.12: cannot open shared object file\x1b[m\n"
+    )
+    with pytest.raises(BackendUnavailable) as caught:
+        open_session(b"", None, [("CUDAExecutionProvider", {})], fallen_back(said))
+    text = str(caught.value)
+    assert text.startswith("ONNX Runtime could not load CUDAExecutionProvider: Failed to load")
+    assert "libcublasLt.so.12: cannot open shared object file" in text
+    assert "\x1b" not in text
+    assert "provider_bridge" not in text
+
+
+def test_an_exception_of_onnx_runtimes_is_told() -> None:
+    runtime = fallen_back(b"", RuntimeError("CUDA failure 100: no CUDA-capable device"))
+    with pytest.raises(BackendUnavailable, match=r"refused .*CUDA failure 100"):
+        open_session(b"", None, [("CUDAExecutionProvider", {})], runtime)
+
+
+# -- several devices -------------------------------------------------------------------------
+
+
+class Card(FakeDevice):
+    """A fake device that notes which thread used it, and waits for its sibling once."""
+
+    def __init__(self, meeting: threading.Barrier | None = None, **differing: Any) -> None:
+        super().__init__()
+        self.differing, self.meeting = differing, meeting
+
+    def provenance(self) -> dict[str, str | int]:
+        return super().provenance() | self.differing
+
+    @contextmanager
+    def open_layer(self, model: bytes) -> Iterator[Runner]:
+        meeting, self.meeting = self.meeting, None
+        if meeting is not None:
+            meeting.wait(timeout=30)  # only passes if the other one is at work too
+        with super().open_layer(model) as runner:
+            yield runner
+
+
+def test_devices_measure_at_the_same_time_into_one_table(tmp_path: Path) -> None:
+    meeting = threading.Barrier(2)
+    cards = [Card(meeting), Card(meeting)]
+    both = Parallel(cards, ["cuda:0", "cuda:1"])
+    requests = [Request.layer(CONV, 8, 8 * (i + 1)) for i in range(12)]
+    header = both.provenance() | {"reference_ms": 1.0}
+    table = LatencyTable.open(tmp_path / "both.jsonl", header)
+    found = collect(table, both, requests, rounds=3)
+    assert found.measured == 12
+    alone = LatencyTable(header)
+    collect(alone, FakeDevice(), requests, rounds=3)
+    again = LatencyTable.load(tmp_path / "both.jsonl")  # the chain of checksums holds
+    assert {k: again.measurement(k).median_ms for k in again.rounds} == pytest.approx(
+        {k: alone.measurement(k).median_ms for k in alone.rounds}, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "field", ["device", "driver", "runtime_version", "power_limit_w", "memory_mib"]
+)
+def test_devices_that_differ_are_refused_by_the_field(field: str) -> None:
+    with pytest.raises(BackendUnavailable, match=rf"cuda:0 and cuda:1 differ in {field}"):
+        Parallel([Card(), Card(None, **{field: "other"})], ["cuda:0", "cuda:1"])
+
+
+def test_a_failing_device_ends_the_collection() -> None:
+    class Broken(Card):
+        @contextmanager
+        def open_layer(self, model: bytes) -> Iterator[Runner]:
+            raise BackendUnavailable("the card fell off the bus")
+            yield
+
+    both = Parallel([Card(), Broken()], ["cuda:0", "cuda:1"])
+    table = LatencyTable(both.provenance() | {"reference_ms": 1.0})
+    requests = [Request.layer(CONV, 8, 8 * (i + 1)) for i in range(50)]
+    with pytest.raises(BackendUnavailable, match="off the bus"):
+        collect(table, both, requests, rounds=2)
+
+
+# -- what a table says of a GPU --------------------------------------------------------------
+
+
+def test_layers_in_a_graph_pay_for_no_call() -> None:
+    device = FakeDevice()
+    device.layers_pay_call = False
+    assert (call_ms(device), device.opened) == (0.0, 0)
+    device.layers_pay_call = True
+    call_ms(device)
+    assert device.opened > 0  # there it is measured
+
+
+def test_a_step_is_a_multiple_of_what_the_device_takes_at_once() -> None:
+    device = FakeDevice()  # steps of 8
+    for expected, step in ((1, 8), (8, 8), (32, 32)):
+        header = device.provenance() | {"reference_ms": 1.0, "expected_step": expected}
+        table = LatencyTable(header)
+        collect(table, device, sweep_requests([CONV]), rounds=2)
+        assert find_steps(table, [CONV]) == {"conv": step}
