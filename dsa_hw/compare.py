@@ -1,4 +1,4 @@
-"""``python -m dsa_hw.compare``: what a latency budget buys over a FLOPs budget and other methods."""
+"""``python -m dsa_hw.compare``: what a latency budget buys, against everyone else."""
 
 from __future__ import annotations
 

@@ -436,13 +436,17 @@ class Run:
         difference = export_checked(small, self.dense.example, path, self.backend)
         dense_path = self.folder.path / "checkpoints" / "dense.onnx"
         dense_path.parent.mkdir(exist_ok=True)
-        export_checked(self.dense.model.cpu(), self.dense.example, dense_path, self.backend)
+        self._write_dense(dense_path)
         measured = time_networks(
             self.backend, {"dense": dense_path, "pruned": path}, half_width_pct=0.5,
             time_limit_s=1.5 * self.config.measure_seconds,
         )  # fmt: skip
         dense_path.unlink()
         return measured, difference
+
+    def _write_dense(self, path: Path) -> None:
+        """The dense network as ONNX, to be timed beside the pruned one."""
+        export_checked(self.dense.model.cpu(), self.dense.example, path, self.backend)
 
     def _result(
         self,

@@ -30,7 +30,7 @@ LEVELS = 48
 class DsaFlops:
     """The search under a FLOPs budget, then FLOPs until the latency fits."""
 
-    title = "DSA, FLOPs budget"
+    title = "DSA on FLOPs"
 
     def epochs_before(self, config: PruneConfig) -> int:
         """The search's."""

@@ -38,7 +38,7 @@ BISECTIONS = 20
 class Halp:
     """Iterative knapsacks during training, then one at the measured target."""
 
-    title = "latency knapsack (after HALP)"
+    title = "knapsack (after HALP)"
 
     def epochs_before(self, config: PruneConfig) -> int:
         """Training and pruning steps."""

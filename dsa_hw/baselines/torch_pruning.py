@@ -35,7 +35,7 @@ TAYLOR_BATCHES = 20
 class Magnitude:
     """``tp.importance.GroupMagnitudeImportance`` (filters' L2 norm), globally ranked."""
 
-    title = "magnitude (Torch-Pruning)"
+    title = "Torch-Pruning, magnitude"
 
     def epochs_before(self, config: PruneConfig) -> int:
         """The dense network's training."""
@@ -52,7 +52,7 @@ class Magnitude:
 class Taylor:
     """``tp.importance.GroupTaylorImportance`` from a few training batches, globally ranked."""
 
-    title = "Taylor (Torch-Pruning)"
+    title = "Torch-Pruning, Taylor"
 
     def epochs_before(self, config: PruneConfig) -> int:
         """The dense network's training."""

@@ -301,6 +301,7 @@ def _draw_keep(
                       marker=drawn[method].marker, color=drawn[method].colour,
                       label=method)  # fmt: skip
     axes.set_xlim(0, 1.04)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "", "0.5", "", "1"])
     axes.set_xlabel("part of the channels kept")
     axes.tick_params(axis="y", labelcolor=INK.light, labelsize=8)
 
