@@ -78,10 +78,10 @@ def small(num_classes: int = 10) -> nn.Module:
     return Small(num_classes)
 
 
-def patterns(root: Path | None = None) -> DataSplits:
-    """As ``--data test_compare:patterns``: ten fixed patterns under noise, 16x16."""
+def colours(root: Path | None = None) -> DataSplits:
+    """As ``--data test_compare:colours``: ten colours under noise, 16x16."""
     generator = torch.Generator().manual_seed(5)
-    means = torch.randint(60, 196, (10, 3, 16, 16), generator=generator)
+    means = torch.randint(60, 196, (10, 3, 1, 1), generator=generator)
 
     def split(size: int) -> ImageTensors:
         labels = torch.randint(0, 10, (size,), generator=generator)
@@ -94,8 +94,8 @@ def patterns(root: Path | None = None) -> DataSplits:
 
 def arguments(out: Path) -> list[str]:
     return [
-        "--model", "test_compare:small", "--data", "test_compare:patterns",
-        "--train-batch-size", "32", "--epochs", "3", "--finetune-epochs", "1", "--lr", "0.05",
+        "--model", "test_compare:small", "--data", "test_compare:colours",
+        "--train-batch-size", "20", "--epochs", "3", "--finetune-epochs", "1", "--lr", "0.05",
         "--calibration-networks", "8", "--rounds", "2", "--table", str(out.parent / "fake.jsonl"),
         "--target-ratios", "0.6", "--seeds", "0", "--out", str(out),
     ]  # fmt: skip
@@ -219,7 +219,7 @@ def test_integer_program_finds_what_enumeration_finds(
     times = staircase_ms(profiled, every)
     limit_ms = share * times.max()
     index = np.array(list(itertools.product(*(range(len(w)) for w in choices.widths))))
-    total = sum(v[column] for v, column in zip(values, index.T, strict=True))
+    total = np.sum([v[column] for v, column in zip(values, index.T, strict=True)], axis=0)
     # the solver stops within its gap of 0.1%, and its feasibility tolerance is 1e-6
     best = total[times <= limit_ms].max()
     found = WidthProgram(choices, values, profiled.latency.model).within(limit_ms)
@@ -243,8 +243,8 @@ def test_knapsack_is_exact_to_its_bins(rng: np.random.Generator) -> None:
         costs = [np.concatenate([[0.0], np.cumsum(rng.random(3))]) for _ in range(4)]
         capacity = float(rng.uniform(0.5, 6.0))
         options = np.array(list(itertools.product(range(4), repeat=4)))
-        value = sum(v[column] for v, column in zip(values, options.T, strict=True))
-        cost = sum(c[column] for c, column in zip(costs, options.T, strict=True))
+        value = np.sum([v[column] for v, column in zip(values, options.T, strict=True)], axis=0)
+        cost = np.sum([c[column] for c, column in zip(costs, options.T, strict=True)], axis=0)
         picked = choose(values, costs, capacity)
         row = int(np.flatnonzero((options == picked).all(1))[0])
         assert cost[row] <= capacity

@@ -162,7 +162,8 @@ class WidthProgram:
         entries = np.concatenate([e for _, e, _ in rows])
         matrix = coo_array((entries, (numbers, columns)), shape=(len(rows), self._variables))
         right = np.array([r for _, _, r in rows])
-        return [LinearConstraint(matrix.tocsc(), right, right)]
+        equal = LinearConstraint(matrix.tocsc(), right, right)  # pyright: ignore[reportArgumentType]
+        return [equal]
 
 
 @torch.no_grad()

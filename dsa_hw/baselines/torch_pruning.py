@@ -155,7 +155,9 @@ class _Ratios:
                 round_to=max(bench.choices.steps),
                 ignored_layers=[*frozen, *ends[-1:]],
             )
-            yield from pruner.step(interactive=True)
+            groups = pruner.step(interactive=True)
+            assert groups is not None  # a generator, when interactive
+            yield from groups
 
 
 def _take_out(keep: list[np.ndarray], coupling: Coupling, name: str, indices: np.ndarray) -> None:

@@ -26,7 +26,7 @@ from profilers.table import LatencyTable
 
 CSV_FILE = "cells.csv"
 KIND = "comparison"
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "cell", "method", "target", "seed", "accuracy", "target_ms", "measured_ms", "ci95_low_ms",
     "ci95_high_ms", "ratio", "dense_ms", "predicted_ms", "met", "flops", "params", "minutes",
     "infeasible",

@@ -1,6 +1,6 @@
 """The figures of a comparison's report. Each takes plain records and returns a drawing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -183,7 +183,7 @@ def staircase_drawing(index: int, stairs: Staircase) -> Drawing:
 
 
 def layer_drawing(
-    index: int, by_method: dict[str, Sequence[LayerCost]], record: ComparisonRecord
+    index: int, by_method: Mapping[str, Sequence[LayerCost]], record: ComparisonRecord
 ) -> Drawing:
     """Predicted ms of the costliest layers: dense, and under each of DSA's budgets."""
     first = next(iter(by_method.values()))
