@@ -11,6 +11,7 @@ from dsa_hw.errors import UserError
 
 Precision = Literal["fp32", "fp16", "int8"]
 BudgetName = Literal["latency", "flops", "params", "memory"]
+NO_USE = "no use of it without training (epochs is 0)"
 
 
 def _option(default: Any, text: str) -> Any:
@@ -62,24 +63,9 @@ class ProfileConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
-class PruneConfig(ModelConfig):
-    """``python -m dsa_hw.prune``"""
+class TrainingConfig(ModelConfig):
+    """What it is trained on, and how; shared by ``prune`` and ``compare``."""
 
-    out: str = _option("runs/prune", "run folder; the same command again resumes what is in it")
-    target_ms: float | None = _option(None, "latency to reach, in ms")
-    target_ratio: float | None = _option(
-        None, "latency to reach, as a part of the dense network's, in (0, 1)"
-    )
-    budget: tuple[BudgetName, ...] = _option(("latency",), "what is limited; several at once work")
-    flops_ratio: float | None = _option(None, "part of the dense FLOPs to keep, in (0, 1]")
-    params_ratio: float | None = _option(None, "part of the dense weights to keep, in (0, 1]")
-    memory_ratio: float | None = _option(
-        None, "part of the dense network's peak activation memory to keep, in (0, 1]"
-    )
-    search_from: str | None = _option(
-        None, "run folder of a finished search on the same network and data: take what it learned "
-        "to this run's budget, without a new search"
-    )  # fmt: skip
     pretrained: bool = _option(False, "start from torchvision's or timm's weights")
     weights: str | None = _option(None, "start from these weights (safetensors)")
     exclude: tuple[str, ...] = _option((), "patterns of layer names that keep all channels")
@@ -113,7 +99,6 @@ class PruneConfig(ModelConfig):
     train_device: str | None = _option(None, "cpu or cuda; CUDA where there is one if unset")
 
     def __post_init__(self) -> None:
-        self._check_targets()
         _require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
         _require(self.batch_size >= 1, "batch-size", self.batch_size, "1 or more")
         _require(self.train_batch_size >= 2, "train-batch-size", self.train_batch_size, ">= 2")
@@ -135,12 +120,49 @@ class PruneConfig(ModelConfig):
         if self.epochs:
             return
         for name, wanted in (
-            ("search_from", self.search_from),
             ("distill", self.distill),
             ("importance", self.importance == "taylor" or None),
         ):
-            _require(wanted is None, name.replace("_", "-"), getattr(self, name),
-                     "no use of it without training (epochs is 0)")  # fmt: skip
+            _require(wanted is None, name.replace("_", "-"), getattr(self, name), NO_USE)
+
+    @property
+    def search_epochs(self) -> int:
+        """Epochs with keep ratios being learned (warm-up included)."""
+        return self.epochs - self.resolved_finetune_epochs
+
+    @property
+    def resolved_finetune_epochs(self) -> int:
+        """Epochs of the small network."""
+        if self.finetune_epochs is not None:
+            return min(self.finetune_epochs, self.epochs)
+        return 2 * self.epochs // 3
+
+
+@dataclass(frozen=True)
+class PruneConfig(TrainingConfig):
+    """``python -m dsa_hw.prune``"""
+
+    out: str = _option("runs/prune", "run folder; the same command again resumes what is in it")
+    target_ms: float | None = _option(None, "latency to reach, in ms")
+    target_ratio: float | None = _option(
+        None, "latency to reach, as a part of the dense network's, in (0, 1)"
+    )
+    budget: tuple[BudgetName, ...] = _option(("latency",), "what is limited; several at once work")
+    flops_ratio: float | None = _option(None, "part of the dense FLOPs to keep, in (0, 1]")
+    params_ratio: float | None = _option(None, "part of the dense weights to keep, in (0, 1]")
+    memory_ratio: float | None = _option(
+        None, "part of the dense network's peak activation memory to keep, in (0, 1]"
+    )
+    search_from: str | None = _option(
+        None, "run folder of a finished search on the same network and data: take what it learned "
+        "to this run's budget, without a new search"
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        self._check_targets()
+        _require(self.search_from is None or self.epochs > 0, "search-from", self.search_from,
+                 NO_USE)  # fmt: skip
+        super().__post_init__()
 
     def _check_targets(self) -> None:
         latency = "latency" in self.budget
@@ -162,17 +184,49 @@ class PruneConfig(ModelConfig):
                      f"a number if and only if {name} is among the budgets")  # fmt: skip
         _require(len(self.budget) > 0, "budget", self.budget, "at least one")
 
-    @property
-    def search_epochs(self) -> int:
-        """Epochs with keep ratios being learned (warm-up included)."""
-        return self.epochs - self.resolved_finetune_epochs
 
-    @property
-    def resolved_finetune_epochs(self) -> int:
-        """Epochs of the small network."""
-        if self.finetune_epochs is not None:
-            return min(self.finetune_epochs, self.epochs)
-        return 2 * self.epochs // 3
+BaselineName = Literal["uniform", "magnitude", "taylor", "halp", "mdp", "netadapt"]
+
+
+@dataclass(frozen=True)
+class CompareConfig(TrainingConfig):
+    """``python -m dsa_hw.compare``"""
+
+    out: str = _option(
+        "runs/compare", "sweep folder; the same command again (also beside itself) goes on with it"
+    )
+    methods: tuple[Literal["dsa", BaselineName], ...] = _option(
+        ("dsa", "uniform", "magnitude", "taylor", "halp", "mdp", "netadapt"),
+        "what is compared; dsa stands for one method a budget",
+    )
+    budgets: tuple[Literal["latency", "flops"], ...] = _option(
+        ("latency", "flops"), "what DSA searches under; all methods end at the measured target"
+    )
+    targets_ms: tuple[float, ...] | None = _option(None, "latencies to reach, in ms")
+    target_ratios: tuple[float, ...] | None = _option(
+        None, "latencies to reach, as parts of the dense network's, each in (0, 1)"
+    )
+    seeds: tuple[int, ...] = _option((0, 1, 2), "one run of every method and target for each")
+    seed: int = _option(0, "of the random widths that calibrate; the runs have --seeds")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [t for t in (self.targets_ms, self.target_ratios) if t]
+        if len(given) != 1:
+            raise UserError(
+                "a comparison needs one of --targets-ms and --target-ratios; "
+                f"given: {'both' if given else 'neither'}"
+            )
+        for target in self.targets_ms or ():
+            _require(target > 0, "targets-ms", target, "positive numbers")
+        for target in self.target_ratios or ():
+            _require(0 < target < 1, "target-ratios", target, "numbers between 0 and 1")
+        for name in ("methods", "budgets", "seeds"):
+            values = getattr(self, name)
+            _require(
+                len(set(values)) == len(values) > 0, name, values, "one or more, all different"
+            )
+        _require(self.epochs >= 1, "epochs", self.epochs, "1 or more: what is compared is trained")
 
 
 @dataclass(frozen=True)
@@ -187,7 +241,7 @@ class ValidateConfig(DeviceConfig):
 class ReportConfig:
     """``python -m dsa_hw.report``"""
 
-    source: str = _option("", "run folder, or latency table (.jsonl)")
+    source: str = _option("", "run folder, comparison folder, or latency table (.jsonl)")
     out: str | None = _option(None, "HTML file; report.html in the run folder if unset")
 
 

@@ -93,3 +93,45 @@ def _percent(value: float | None) -> str:
 
 def _ratio(value: float, dense: Mapping[str, Any]) -> str:
     return f"{value / dense['measured_ms']:.3f}"
+
+
+def print_comparison(result: Mapping[str, Any], sweep_dir: str) -> None:
+    """Accuracy and measured latency of every method at every target."""
+    console = Console()
+    table = Table(title=f"{result['model']} on {result['device']} ({result['backend']}, "
+                  f"{result['threads']} threads, batch {result['batch_size']}), "
+                  f"{len(result['seeds'])} seeds, {result['epochs']} epochs")  # fmt: skip
+    table.add_column("target")
+    table.add_column("method")
+    for column in ("accuracy %", "measured ms", "of dense", "FLOPs, M", "met"):
+        table.add_column(column, justify="right")
+    dense = result["dense"]
+    table.add_row("", "dense", _points(dense), _plain(dense["measured_ms"]), "1.000",
+                  f"{dense['flops'] / 1e6:.4g}", "")  # fmt: skip
+    for row in result["rows"]:
+        if not row["runs"]:
+            why = "cannot reach it" if row["infeasible"] else "not finished"
+            table.add_row(row["target"], row["title"], why, "", "", "", "")
+            continue
+        table.add_row(
+            row["target"], row["title"], _points(row), _plain(row["measured_ms"]),
+            f"{row['ratio']:.3f}", f"{row['flops'] / 1e6:.4g}", f"{row['met']}/{row['runs']}",
+        )  # fmt: skip
+    console.print(table)
+    for warning in result["warnings"]:
+        console.print(f"warning: {warning}", highlight=False, markup=False)
+    if result["unfinished"]:
+        console.print(f"not finished yet: {', '.join(result['unfinished'])}", highlight=False)
+    console.print(f"sweep folder: {sweep_dir}\nreport:       {sweep_dir}/report.html",
+                  soft_wrap=True)  # fmt: skip
+
+
+def _points(row: Mapping[str, Any]) -> str:
+    if row["accuracy"] is None:
+        return "not measured"
+    error = row["accuracy_standard_error"]
+    return f"{100 * row['accuracy']:.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
+
+
+def _plain(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4g}"

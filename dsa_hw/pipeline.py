@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -154,7 +155,7 @@ class Small:
     keep: Keep
     widths: list[int]
     keep_ratios: list[float]
-    masked_vs_pruned_max_abs: float
+    masked_vs_pruned_max_abs: float | None
     predicted_ms: float | None
     rounds: list[dict[str, Any]]
 
@@ -182,7 +183,7 @@ def prune(config: PruneConfig, progress: Progress) -> dict[str, Any]:
     )  # fmt: skip
     target_ms = check_target(config, profiled)
     folder.start(config)
-    run = _Run(config, folder, dense, backend, table, profiled, target_ms, learned, progress)
+    run = Run(config, folder, dense, backend, table, profiled, target_ms, progress, learned)
     run.watch.seconds["profile"] = round(
         run.watch.seconds.get("profile", 0.0) + time.perf_counter() - started, 2
     )
@@ -257,8 +258,12 @@ def _staircase_ms(profiled: ProfiledNetwork, widths: np.ndarray) -> float:
     return float(model.staircase_ms(torch.as_tensor(widths, dtype=torch.float32)))
 
 
-class _Run:
-    """One run's stages; each is skipped when the folder has its outcome."""
+class Run:
+    """One run's stages; each is skipped when the folder has its outcome.
+
+    Attributes:
+        epochs_before: epochs that the small network's weights have had when fine-tuning begins.
+    """
 
     def __init__(
         self,
@@ -269,14 +274,15 @@ class _Run:
         table: LatencyTable,
         profiled: ProfiledNetwork,
         target_ms: float | None,
-        learned: FinishedSearch | None,
         progress: Progress,
+        learned: FinishedSearch | None = None,
     ) -> None:
         self.config, self.folder, self.dense = config, folder, dense
         self.backend, self.table, self.profiled = backend, table, profiled
         self.target_ms, self.learned, self.progress = target_ms, learned, progress
         self.trained_dense: nn.Module | None = None
         self.watch = Stopwatch(folder)
+        self.epochs_before = config.search_epochs
         self.trainer = (
             Trainer(config, dense.data, folder, progress) if dense.data is not None else None
         )
@@ -412,19 +418,27 @@ class _Run:
         allocation = allocate(choices, values, budgets, self._measure())
         keep = keep_most_important(graph.coupling, allocation.widths, atoms)
         small = remove_channels(model, graph.coupling, keep)
-        difference = _masked_difference(model, small, graph, keep, example)
+        difference = masked_difference(model, small, graph, keep, example)
         ratios = (allocation.widths / choices.dense).tolist()
-        return _small(small, allocation, keep, ratios, difference)
+        return small_of(small, allocation, keep, ratios, difference)
 
     def _search(self) -> Small:
         """Train with DSA, then round and remove."""
+        found = self.searched(self._requests()).finish_with_report(self._measure())
+        return small_of(
+            found.model, found.allocation, found.keep, found.keep_ratios.tolist(),
+            found.masked_vs_pruned_max_abs,
+        )  # fmt: skip
+
+    def searched(self, requests: Sequence[BudgetRequest]) -> DSAPruner:
+        """A model trained under DSA for the search's epochs, masks still on it."""
         config, trainer = self.config, self.trainer
         assert trainer is not None
         model = trainer.prepare(build_model(config, self._classes()))
         per_epoch = trainer.steps
         steps = config.search_epochs * per_epoch
         pruner = DSAPruner(
-            model, self.dense.example.to(trainer.device), self._requests(), steps,
+            model, self.dense.example.to(trainer.device), requests, steps,
             settings=SearchSettings(constraint=config.constraint),
             importance=config.importance, combination=config.combination,
             exclude=config.exclude, seed=config.seed, on_event=self.folder.log,
@@ -433,7 +447,7 @@ class _Run:
             model.load_state_dict(self.learned.model)
             pruner.load_state_dict(self.learned.pruner)
             pruner.retarget()
-            return self._finished(pruner)
+            return pruner
         validation_loss = trainer.validation_loss(model)
         with self.watch.measure("search"):
             trainer.train(
@@ -444,15 +458,7 @@ class _Run:
                 extra_state=pruner.state_dict,
                 load_extra=pruner.load_state_dict,
             )
-        return self._finished(pruner)
-
-    def _finished(self, pruner: DSAPruner) -> Small:
-        """Round at the budgets and remove channels."""
-        found = pruner.finish_with_report(self._measure())
-        return _small(
-            found.model, found.allocation, found.keep, found.keep_ratios.tolist(),
-            found.masked_vs_pruned_max_abs,
-        )  # fmt: skip
+        return pruner
 
     def _all_steps(self) -> int:
         config, trainer = self.config, self.trainer
@@ -464,8 +470,8 @@ class _Run:
         if trainer is None:
             return None
         trainer.prepare(small)
-        first = config.search_epochs * trainer.steps
-        stage = Stage("finetune", config.resolved_finetune_epochs, first, self._all_steps())
+        first = self.epochs_before * trainer.steps
+        stage = Stage("finetune", config.epochs - self.epochs_before, first, self._all_steps())
         with self.watch.measure("finetune"):
             trainer.train(small, stage, distillation=self._distillation())
             return trainer.accuracy(small)
@@ -486,13 +492,17 @@ class _Run:
         difference = export_checked(small, self.dense.example, path, self.backend)
         dense_path = self.folder.path / "checkpoints" / "dense.onnx"
         dense_path.parent.mkdir(exist_ok=True)
-        export_checked(self.dense.model.cpu(), self.dense.example, dense_path, self.backend)
+        self._write_dense(dense_path)
         measured = time_networks(
             self.backend, {"dense": dense_path, "pruned": path}, half_width_pct=0.5,
             time_limit_s=1.5 * self.config.measure_seconds,
         )  # fmt: skip
         dense_path.unlink()
         return measured, difference
+
+    def _write_dense(self, path: Path) -> None:
+        """The dense network as ONNX, to be timed beside the pruned one."""
+        export_checked(self.dense.model.cpu(), self.dense.example, path, self.backend)
 
     def _result(
         self,
@@ -640,9 +650,14 @@ class _Run:
         }  # fmt: skip
 
 
-def _small(
-    model: nn.Module, allocation: Allocation, keep: Keep, ratios: list[float], difference: float
+def small_of(
+    model: nn.Module,
+    allocation: Allocation,
+    keep: Keep,
+    ratios: list[float],
+    difference: float | None,
 ) -> Small:
+    """What the later stages need of a network at its target."""
     chosen = allocation.chosen
     return Small(
         model=model,
@@ -666,7 +681,7 @@ def _round_record(number: int, turn: LoopRound) -> dict[str, Any]:
     }
 
 
-def _masked_difference(
+def masked_difference(
     model: nn.Module, small: nn.Module, graph: DeployedGraph, keep: Keep, example: torch.Tensor
 ) -> float:
     """Largest difference between the masked dense network and the pruned one."""

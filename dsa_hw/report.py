@@ -1,4 +1,4 @@
-"""``python -m dsa_hw.report``: draw the report of a run, or of a latency table."""
+"""``python -m dsa_hw.report``: draw the report of a run, a comparison or a latency table."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from dsa_hw.config import ReportConfig
 
 def _run(config: ReportConfig) -> int:
     from dsa_hw.errors import UserError
-    from dsa_hw.html_report import write_run_report, write_table_report
+    from dsa_hw.html_report import write_comparison_report, write_run_report, write_table_report
 
     source = Path(config.source)
     out = Path(config.out) if config.out else None
     if source.is_dir():
         if not (source / "result.json").is_file():
             raise UserError(f"{source} holds no finished run (result.json is missing)")
-        print(write_run_report(source, out))
+        is_sweep = (source / "cells").is_dir()
+        print((write_comparison_report if is_sweep else write_run_report)(source, out))
     elif source.is_file():
         print(write_table_report(source, out or source.with_suffix(".html")))
     else:

@@ -29,8 +29,13 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def check(cls, path: str | Path, config: Any) -> RunFolder:
+    def check(
+        cls, path: str | Path, config: Any, may_differ: frozenset[str] = frozenset()
+    ) -> RunFolder:
         """See that ``path`` can take this run, without writing.
+
+        Args:
+            may_differ: options that the run already there may have otherwise.
 
         Raises:
             RunFolderError: it holds something else, or cannot be written.
@@ -49,7 +54,7 @@ class RunFolder:
             raise RunFolderError(f"{path} holds files that are not a run's; choose another --out")
         before = yaml.safe_load((folder.path / CONFIG_FILE).read_text(encoding="utf-8"))
         now = yaml.safe_load(to_yaml(config))
-        ignored = {"out"}
+        ignored = {"out"} | may_differ
         differing = [k for k in now if k not in ignored and before.get(k) != now[k]]
         if differing:
             key = differing[0]

@@ -350,6 +350,11 @@ class DSAPruner:
                 f"({', '.join(fallen[:4])}, ...): the target may be too low for this network"
             )
 
+    @property
+    def model(self) -> nn.Module:
+        """The network being pruned."""
+        return self._model
+
     # -- the end -------------------------------------------------------------------------------
 
     def retarget(self, budgets: BudgetRequest | Sequence[BudgetRequest] | None = None) -> None:
@@ -387,15 +392,21 @@ class DSAPruner:
         Raises:
             InfeasibleBudget: no allowed widths meet the budgets.
         """
+        budgets = [budget.to("cpu") for budget in self.budgets]
+        values = closeness(self.choices, self.learned_widths())
+        return self.finish_at(allocate(self.choices, values, budgets, measure))
+
+    def learned_widths(self) -> np.ndarray:
+        """(groups,) keep ratios times dense widths, not rounded."""
+        ratios = self.keep_ratios.detach().cpu().numpy().astype(float)
+        return ratios * np.array(self.graph.dense_widths)
+
+    def finish_at(self, allocation: Allocation) -> Pruned:
+        """Remove the channels down to an allocation's widths."""
         ratios = self.keep_ratios.detach().cpu().numpy().astype(float)
         if not self.searching:
             self._warn("the search never began: too few steps; keep ratios are all 1")
         self._warn_of_the_end(ratios)
-        dense = np.array(self.graph.dense_widths)
-        budgets = [budget.to("cpu") for budget in self.budgets]
-        allocation = allocate(
-            self.choices, closeness(self.choices, ratios * dense), budgets, measure
-        )
         scores = self._importance().cpu().numpy()
         atoms = [scores[i, : g.atoms] for i, g in enumerate(self.coupling.groups)]
         keep = keep_most_important(self.coupling, allocation.widths, atoms)

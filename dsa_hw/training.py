@@ -199,15 +199,60 @@ class Trainer:
 
         return loss
 
-    @torch.no_grad()
+    def search_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of the search split (training data less what is held out), without end."""
+        return self._endless(self._search, 0)
+
+    def train_briefly(
+        self,
+        model: nn.Module,
+        source: Iterator[tuple[Tensor, Tensor]],
+        steps: int,
+        at: float,
+    ) -> None:
+        """A few steps on the next batches of ``source``, with a fresh optimizer.
+
+        Args:
+            model: on ``device``; trained in place.
+            at: place in the learning rate's schedule, in [0, 1].
+        """
+        optimizer = make_optimizer(model, self._config)
+        for group in optimizer.param_groups:
+            group["lr"] *= _schedule(at)
+        model.train()
+        for x, y in itertools.islice(source, steps):
+            with self._accelerator.autocast():
+                loss = self.criterion(model(x), y)
+            self._accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def accumulate_gradients(self, model: nn.Module, count: int) -> None:
+        """Leave the gradients of ``count`` training batches, summed, in ``model``."""
+        model.eval()
+        model.zero_grad(set_to_none=True)
+        for x, y in itertools.islice(self._endless(self._train, 0), count):
+            with self._accelerator.autocast():
+                loss = self.criterion(model(x), y)
+            self._accelerator.backward(loss)
+        model.train()
+
     def accuracy(self, model: nn.Module) -> float:
         """Part of the test images that ``model`` gets right, in evaluation mode at float32."""
+        return self._accuracy_on(self._test, model)
+
+    def validation_accuracy(self, model: nn.Module) -> float:
+        """The same on the images held out for validation."""
+        return self._accuracy_on(self._validation, model)
+
+    @torch.no_grad()
+    def _accuracy_on(self, dataset: Dataset, model: nn.Module) -> float:
         model.eval()
         right = torch.zeros((), device=self.device)
-        for x, y in self._on_device(_in_order(self._test, 500)):
+        for x, y in self._on_device(_in_order(dataset, 500)):
             right += (model(x).argmax(-1) == y).sum()
         model.train()
-        return float(right) / len_of(self._test)
+        return float(right) / len_of(dataset)
 
     def _batches(self, dataset: Dataset, epoch: int) -> Batches:
         """Shuffled batches of one epoch; the same again for the same seed and epoch."""

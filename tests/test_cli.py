@@ -12,7 +12,7 @@ import yaml
 
 from dsa_hw import prune, report, validate
 from dsa_hw.cli import parse, to_yaml
-from dsa_hw.config import PruneConfig
+from dsa_hw.config import CompareConfig, PruneConfig
 from dsa_hw.errors import UserError
 
 RATIO = ["--target-ratio", "0.5"]
@@ -93,11 +93,13 @@ def test_shipped_configurations_are_valid() -> None:
     paths = sorted(Path(__file__).parent.parent.glob("configs/*.yaml"))
     assert paths
     for path in paths:
-        assert set(yaml.safe_load(path.read_text())) <= set(PruneConfig.__dataclass_fields__)
-        parse("prune", PruneConfig, ["--config", str(path)])
+        sweeps = path.name.startswith("compare_")
+        verb, config_class = ("compare", CompareConfig) if sweeps else ("prune", PruneConfig)
+        assert set(yaml.safe_load(path.read_text())) <= set(config_class.__dataclass_fields__)
+        parse(verb, config_class, ["--config", str(path)])
 
 
-@pytest.mark.parametrize("verb", ["prune", "profile", "validate", "report"])
+@pytest.mark.parametrize("verb", ["prune", "profile", "compare", "validate", "report"])
 def test_help_is_quick_and_imports_nothing_heavy(verb: str) -> None:
     code = (
         f"import sys, runpy; sys.argv = ['x', '--help']\n"

@@ -5,14 +5,13 @@ import io
 import json
 import math
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import browse
 
 from dsa_hw.html_report import ReportInputError, write_run_report, write_table_report
 from profilers.errors import TableError
@@ -441,15 +440,7 @@ def test_other_files_are_refused(tmp_path: Path, first_line: str):
 
 
 def test_browser_shows_the_figures(any_page: Path, tmp_path: Path):
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
-        pytest.skip("chromium is not installed: install chromium to run the page in a browser")
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    command += ["--disable-background-networking", "--disable-component-update"]
-    command += ["--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    shown = subprocess.run(
-        [*command, any_page.as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
-    written = any_page.read_text(encoding="utf-8")
-    assert shown.stdout.count("<svg") == written.count("<svg") > 0
-    assert shown.stdout.count("<path") == written.count("<path") > 0
+    shown = browse(any_page, tmp_path)
+    assert shown.console == []
+    assert shown.drawn_figures == any_page.read_text(encoding="utf-8").count("<svg") > 0
+    assert shown.page_wider_than_window is False

@@ -1,12 +1,13 @@
-"""Self-contained HTML reports: one of a pruning run, one of a latency table.
+"""Self-contained HTML reports: of a pruning run, of a comparison, of a latency table.
 
 Each file opens from disk with no network: styles, scripts and figures are
 inside it. Nothing here measures or computes a result; what is not in the
 input is left out of the page and named there.
 """
 
+from dsa_hw.html_report.compare_report import write_comparison_report
 from dsa_hw.html_report.fields import ReportInputError
 from dsa_hw.html_report.run_report import write_run_report
 from dsa_hw.html_report.table_report import write_table_report
 
-__all__ = ["ReportInputError", "write_run_report", "write_table_report"]
+__all__ = ["ReportInputError", "write_comparison_report", "write_run_report", "write_table_report"]

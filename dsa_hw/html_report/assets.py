@@ -37,6 +37,8 @@ th,td{text-align:left;padding:.42rem .8rem .42rem 0;border-bottom:1px solid var(
 vertical-align:baseline}
 thead th{color:var(--muted);font-weight:600;font-size:.86rem;vertical-align:bottom}
 tbody th{font-weight:600}
+table:not(.facts) tbody th{min-width:clamp(7rem,22vw,12.5rem)}
+caption span{display:inline-block;position:sticky;left:0;max-width:calc(100vw - 3.6rem)}
 td.number,th.number{text-align:right;white-space:nowrap}
 td.none{color:var(--muted);font-style:italic}
 table.facts{width:auto}table.facts td{overflow-wrap:anywhere}

@@ -113,7 +113,7 @@ def table(content: Table) -> Html:
     classes = _class("facts" if content.is_facts else "")
     return Html(
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(content.caption)}">'
-        f"<table{classes}><caption>{escape(content.caption)}</caption>"
+        f"<table{classes}><caption><span>{escape(content.caption)}</span></caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         f'<div class="tools">{copy_button(content.caption, to_csv(content)).markup}</div>'
     )

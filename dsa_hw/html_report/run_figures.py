@@ -134,9 +134,11 @@ def calibration_drawing(networks: Sequence[CalibrationNetwork]) -> Drawing:
     return draw_svg("calibration", said, (WIDTH_IN * 0.64, WIDTH_IN * 0.58), draw)
 
 
-def search_drawing(steps: Sequence[SearchStep], group_names: Sequence[str]) -> Drawing:
+def search_drawing(
+    steps: Sequence[SearchStep], group_names: Sequence[str], name: str = "search"
+) -> Drawing:
     """Loss, keep ratios, each budget's cost against its moving target, and beta2."""
-    budgets = sorted({name for step in steps for name in step.costs})
+    budgets = sorted({budget for step in steps for budget in step.costs})
     has_beta2 = any(step.inexactness_beta2 is not None for step in steps)
     has_ratios = any(step.keep_ratios for step in steps)
     has_loss = any(s.loss is not None or s.validation_loss is not None for s in steps)
@@ -149,15 +151,15 @@ def search_drawing(steps: Sequence[SearchStep], group_names: Sequence[str]) -> D
             _draw_loss(next(stack), steps)
         if has_ratios:
             _draw_ratios(next(stack), steps)
-        for name in budgets:
-            _draw_budget(next(stack), steps, name)
+        for budget in budgets:
+            _draw_budget(next(stack), steps, budget)
         if has_beta2:
             _draw_beta2(next(stack), steps)
         for axes in figure.axes:
             _shade_warmup(axes, steps)
         figure.axes[-1].set_xlabel("search step")
 
-    return draw_svg("search", said, (WIDTH_IN, 0.5 + 1.75 * panels), draw)
+    return draw_svg(name, said, (WIDTH_IN, 0.5 + 1.75 * panels), draw)
 
 
 def training_drawing(epochs: Sequence[EpochPoint]) -> Drawing:

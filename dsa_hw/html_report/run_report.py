@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dsa_hw.html_report import page as parts
 from dsa_hw.html_report import run_figures as figures
+from dsa_hw.html_report.drawing import thin
 from dsa_hw.html_report.fields import Interval
 from dsa_hw.html_report.formatting import (
     TIMES,
@@ -20,7 +21,7 @@ from dsa_hw.html_report.formatting import (
     show_seconds,
 )
 from dsa_hw.html_report.page import Cell, Headline, Section, Table, no_cell, number_cell
-from dsa_hw.html_report.run_record import NetworkFigures, RunRecord, read_run
+from dsa_hw.html_report.run_record import NetworkFigures, RunRecord, SearchStep, read_run
 
 NOT_MEASURED = "not measured"
 Absent = str
@@ -367,7 +368,27 @@ def _search_section(run: RunRecord) -> Section | Absent:
     )
     names = [group.name for group in run.groups]
     drawing = figures.search_drawing(steps, names)
-    return Section("search", "Search history", (parts.figure(drawing, caption),))
+    numbers = steps_csv(steps, names)
+    return Section("search", "Search history", (parts.figure(drawing, caption, numbers),))
+
+
+def steps_csv(steps: Sequence[SearchStep], group_names: Sequence[str]) -> str:
+    """The steps that are drawn, as CSV."""
+    budgets = sorted({budget for step in steps for budget in step.costs})
+    header = ("step", "phase", "loss", "validation_loss", "beta2",
+              *(f"{name} {what}" for name in budgets for what in ("cost", "target")),
+              *group_names)  # fmt: skip
+    return _csv(
+        header,
+        [
+            (
+                s.step, s.phase, s.loss, s.validation_loss, s.inexactness_beta2,
+                *(part.get(name) for name in budgets for part in (s.costs, s.targets)),
+                *s.keep_ratios,
+            )
+            for s in thin(steps)
+        ],
+    )  # fmt: skip
 
 
 def _training_section(run: RunRecord) -> Section | Absent:

@@ -111,35 +111,47 @@ class InvertedResidual(nn.Module):
         return x + self.layers(x) if self.has_shortcut else self.layers(x)
 
 
+# expansion, channels, blocks, stride: table 2, the second stage's stride 2 made 1
+MOBILENETV2_STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
 class CifarMobileNetV2(nn.Module):
-    """MobileNetV2 with a stride-1 stem."""
+    """MobileNetV2 with a stride-1 stem.
 
-    # expansion, channels, blocks, stride: table 2, the second stage's stride 2 made 1
-    STAGES = (
-        (1, 16, 1, 1),
-        (6, 24, 2, 1),
-        (6, 32, 3, 2),
-        (6, 64, 4, 2),
-        (6, 96, 3, 1),
-        (6, 160, 3, 2),
-        (6, 320, 1, 1),
-    )
+    Args:
+        num_classes: outputs.
+        stages: expansion, channels, blocks and stride of each.
+        last_width: channels of the last 1x1 convolution.
+    """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        stages: tuple[tuple[int, int, int, int], ...] = MOBILENETV2_STAGES,
+        last_width: int = 1280,
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = [_conv_bn_relu6(3, 32, kernel=3)]
         in_channels = 32
-        for expansion, width, count, stride in self.STAGES:
+        for expansion, width, count, stride in stages:
             for block in range(count):
                 block_stride = stride if block == 0 else 1
                 layers.append(InvertedResidual(in_channels, width, block_stride, expansion))
                 in_channels = width
-        layers.append(_conv_bn_relu6(in_channels, 1280, kernel=1))
+        layers.append(_conv_bn_relu6(in_channels, last_width, kernel=1))
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(0.2)
-        self.head = nn.Linear(1280, num_classes)
+        self.head = nn.Linear(last_width, num_classes)
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,6 +206,17 @@ def glyphs_resnet_flat(num_classes: int = 36) -> CifarResNet:
     quarters of the arithmetic on the first stage.
     """
     return CifarResNet((2, 2, 2), (48, 48, 48), num_classes)
+
+
+def glyphs_resnet_wide(num_classes: int = 36) -> CifarResNet:
+    """As ``glyphs_resnet``, 64, 96 and 128 channels wide: four to eight steps of 16 a group."""
+    return CifarResNet((2, 2, 2), (64, 96, 128), num_classes)
+
+
+def glyphs_mobilenet(num_classes: int = 36) -> CifarMobileNetV2:
+    """MobileNetV2 in small: six inverted residual blocks, 128 to 256 channels inside."""
+    stages = ((4, 32, 2, 1), (4, 48, 2, 2), (4, 64, 2, 2))
+    return CifarMobileNetV2(num_classes, stages, last_width=256)
 
 
 def _stage(in_channels: int, width: int, count: int, stride: int) -> nn.Sequential:

@@ -26,6 +26,8 @@ OWN_MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
             cifar.cifar_mobilenetv2,
             cifar.glyphs_resnet,
             cifar.glyphs_resnet_flat,
+            cifar.glyphs_resnet_wide,
+            cifar.glyphs_mobilenet,
         )
     }
 )

@@ -1,0 +1,26 @@
+"""``python -m dsa_hw.compare``: what a latency budget buys, against everyone else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from dsa_hw.cli import run_command
+from dsa_hw.config import CompareConfig
+
+
+def _run(config: CompareConfig) -> int:
+    from dsa_hw.comparison import compare
+    from dsa_hw.console import Progress, print_comparison
+
+    print_comparison(compare(config, Progress()), config.out)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command("compare", CompareConfig, _run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""One run of a comparison: the pipeline of ``prune`` with the method's own way to the widths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from torch import nn
+
+from dsa_hw.baselines import LATENCY_DSA, Workbench, find_method
+from dsa_hw.budgets import ModelledLatency
+from dsa_hw.closed_loop import Measure, Timed
+from dsa_hw.comparison.cells import Cell
+from dsa_hw.config import PruneConfig
+from dsa_hw.console import Progress
+from dsa_hw.errors import InfeasibleBudget
+from dsa_hw.pipeline import Dense, Run, Small, build_model, masked_difference, small_of
+from dsa_hw.profiling import ProfiledNetwork
+from dsa_hw.run_folder import RESULT_FILE, RunFolder, Stopwatch
+from dsa_hw.training import Stage, Trainer
+from profilers.backends import Backend
+from profilers.table import LatencyTable
+from profilers.timing import Measurement
+
+LATENCY_DSA_TITLE = "DSA on latency"
+
+
+def method_title(name: str) -> str:
+    """As tables and figures call a method."""
+    return LATENCY_DSA_TITLE if name == LATENCY_DSA else find_method(name).title
+
+
+class CellRun(Run):
+    """A run whose small network comes from a method; one process of a machine times at once.
+
+    Args:
+        timing: held while networks are timed.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        timing: FileLock,
+        config: PruneConfig,
+        folder: RunFolder,
+        dense: Dense,
+        backend: Backend,
+        table: LatencyTable,
+        profiled: ProfiledNetwork,
+        target_ms: float,
+        progress: Progress,
+    ) -> None:
+        super().__init__(config, folder, dense, backend, table, profiled, target_ms, progress)
+        self._cell, self._timing = cell, timing
+        self._method = None if cell.method == LATENCY_DSA else find_method(cell.method)
+        if self._method is not None:
+            self.epochs_before = self._method.epochs_before(config)
+
+    def result(self) -> dict[str, Any]:
+        """All stages; a target that the method cannot reach is a result too."""
+        try:
+            return self.finish()
+        except InfeasibleBudget as error:
+            config = self.config
+            result = {
+                "model": config.model, "seed": config.seed, "target_ratio": config.target_ratio,
+                "target_ms": self.target_ms, "infeasible": str(error),
+            } | self._method_record()  # fmt: skip
+            self.folder.write_json(RESULT_FILE, result)
+            return result
+
+    def _search(self) -> Small:
+        if self._method is None:
+            return super()._search()
+        timed_before = self.watch.seconds.get("validate", 0.0)
+        with self.watch.measure("search"):
+            made = self._method.make(self._workbench())
+        # the closed loop's measurements are counted as validation already
+        timed = self.watch.seconds.get("validate", 0.0) - timed_before
+        self.watch.seconds["search"] -= timed
+        difference = None
+        if made.source is not None:
+            example = self.dense.example
+            source, small = made.source.cpu(), made.model.cpu()
+            difference = masked_difference(source, small, self.dense.graph, made.keep, example)
+        return small_of(
+            made.model, made.allocation, made.keep, made.keep_ratios.tolist(), difference
+        )  # fmt: skip
+
+    def _workbench(self) -> Workbench:
+        trainer, measure, target_ms = self.trainer, self._measure(), self.target_ms
+        assert trainer is not None
+        assert measure is not None
+        assert target_ms is not None
+        latency = self.profiled.latency
+        return Workbench(
+            config=self.config,
+            fresh_model=self._fresh_model,
+            example=self.dense.example,
+            graph=self.dense.graph,
+            choices=latency.choices,
+            budget=ModelledLatency(latency.model, target_ms),
+            measure=measure,
+            trainer=trainer,
+            folder=self.folder,
+            search=self.searched,
+        )
+
+    def _fresh_model(self) -> nn.Module:
+        return build_model(self.config, self._classes())
+
+    def _measure(self) -> Measure | None:
+        inner = super()._measure()
+        assert inner is not None
+
+        def measure(widths: np.ndarray) -> Timed:
+            with self._timing:
+                return inner(widths)
+
+        return measure
+
+    def _validate(self, small: nn.Module) -> tuple[dict[str, Measurement], float]:
+        with self._timing:
+            return super()._validate(small)
+
+    def _write_dense(self, path: Path) -> None:
+        """From the graph at hand: its weights do not matter, and an export a run is saved."""
+        path.write_bytes(self.dense.graph.resized(self.dense.graph.dense_widths))
+
+    def _result(
+        self,
+        small: Small,
+        measured: dict[str, Measurement],
+        dense_accuracy: float | None,
+        accuracy: float | None,
+        onnx_difference: float,
+    ) -> dict[str, Any]:
+        result = super()._result(small, measured, dense_accuracy, accuracy, onnx_difference)
+        return result | self._method_record()
+
+    def _method_record(self) -> dict[str, Any]:
+        target = self._cell.target
+        return {
+            "method": self._cell.method,
+            "method_title": method_title(self._cell.method),
+            "target": target.label if target else None,
+        }
+
+
+def train_dense(
+    config: PruneConfig, folder: RunFolder, dense: Dense, progress: Progress
+) -> dict[str, Any]:
+    """The dense network, trained for as many epochs; its accuracy."""
+    assert dense.data is not None
+    trainer = Trainer(config, dense.data, folder, progress)
+    watch = Stopwatch(folder)
+    with watch.measure("dense"):
+        model = trainer.prepare(build_model(config, dense.data.num_classes))
+        trainer.train(model, Stage("dense", config.epochs, 0, config.epochs * trainer.steps))
+        accuracy = trainer.accuracy(model)
+    result = {
+        "method": "dense", "model": config.model, "seed": config.seed,
+        "accuracy": accuracy, "seconds": watch.seconds,
+    }  # fmt: skip
+    folder.write_json(RESULT_FILE, result)
+    return result
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Whether this process has the run at ``path`` to itself, for as long as the block lasts.
+
+    The operating system's lock on a file beside it: a killed process loses its claim.
+    """
+    from filelock import Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(path.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

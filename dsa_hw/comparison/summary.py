@@ -1,0 +1,216 @@
+"""What the finished runs add up to: tables of accuracies with standard errors, and their CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsa_hw.baselines import LATENCY_DSA
+from dsa_hw.budgets import count, flops_budget, params_budget
+from dsa_hw.comparison.cell_run import method_title
+from dsa_hw.comparison.cells import DENSE, Cell, Target, method_names, plan, targets
+from dsa_hw.comparison.final_timing import DENSE_NETWORK, TIMING, timing_name
+from dsa_hw.config import CompareConfig
+from dsa_hw.deployed import DeployedGraph
+from dsa_hw.pipeline import MET
+from dsa_hw.profiling import ProfiledNetwork
+from dsa_hw.run_folder import RESULT_FILE, RunFolder
+from profilers.steps import canonical_layers, sweep_keys
+from profilers.table import LatencyTable
+
+CSV_FILE = "cells.csv"
+KIND = "comparison"
+COLUMNS: tuple[str, ...] = (
+    "cell", "method", "target", "seed", "accuracy", "target_ms", "measured_ms", "ci95_low_ms",
+    "ci95_high_ms", "ratio", "dense_ms", "predicted_ms", "met", "flops", "params", "minutes",
+    "infeasible",
+)  # fmt: skip
+
+Record = dict[str, Any]
+
+
+def summarize(
+    config: CompareConfig,
+    cells: list[Cell],
+    graph: DeployedGraph,
+    profiled: ProfiledNetwork,
+    table: LatencyTable,
+) -> Record:
+    """The content of the sweep's ``result.json``."""
+    sweep = Path(config.out)
+    read = {c: RunFolder(c.folder(sweep)).read_json(RESULT_FILE) for c in cells}
+    done = {c: r for c, r in read.items() if r is not None}
+    records = [_cell_record(c, r, sweep) for c, r in done.items() if c.target is not None]
+    names = method_names(config)
+    labels = [t.label for t in targets(config)]
+    flops, params = flops_budget(graph, 1.0), params_budget(graph, 1.0)
+    dense = [r["accuracy"] for c, r in done.items() if c.method == DENSE]
+    dense_ms = [r["dense_ms"] for r in records if r["dense_ms"] is not None]
+    rows = [_row(n, label, records) for label in labels for n in names]
+    provenance = dict(table.provenance)
+    return {
+        "kind": KIND,
+        "model": config.model,
+        "data": config.data,
+        "epochs": config.epochs,
+        "seeds": list(config.seeds),
+        "device": provenance["device"],
+        "backend": provenance["runtime"],
+        "precision": provenance["precision"],
+        "batch_size": provenance["batch_size"],
+        "threads": provenance["threads"],
+        "statistic": "median",
+        "methods": [{"name": n, "title": method_title(n)} for n in names],
+        "targets": labels,
+        "dense": {
+            **_mean_and_error("accuracy", dense),
+            "measured_ms": statistics.fmean(dense_ms) if dense_ms else None,
+            "flops": count(flops, graph.dense_widths),
+            "params": count(params, graph.dense_widths),
+        },
+        "rows": rows,
+        "gains": [g for label in labels for g in _gains(names, label, records)],
+        "cells": records,
+        "unfinished": [c.name for c in plan(config) if c not in done],
+        "networks": _networks(graph, table),
+        "staircases": _staircases(graph, table),
+        "calibration": {
+            "heldout_mape_pct": profiled.latency.calibration.heldout_mape_pct,
+            "heldout_max_pct": profiled.latency.calibration.heldout_max_pct,
+        },
+        "environment": provenance | {"torch": torch.__version__},
+        "warnings": _warnings(done),
+    }
+
+
+def to_csv(records: Sequence[Record]) -> str:
+    """One line a run."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
+
+
+def _cell_record(cell: Cell, result: Record, sweep: Path) -> Record:
+    assert cell.target is not None
+    record: Record = dict.fromkeys(COLUMNS) | {
+        "cell": cell.name, "method": cell.method, "target": cell.target.label, "seed": cell.seed,
+    }  # fmt: skip
+    if "infeasible" in result:
+        return record | {"infeasible": result["infeasible"], "target_ms": result["target_ms"]}
+    pruned = result["pruned"]
+    record |= {
+        "accuracy": pruned["accuracy"], "target_ms": result["target_ms"],
+        "predicted_ms": pruned["predicted_ms"], "flops": pruned["flops"],
+        "params": pruned["params"], "minutes": sum(result["seconds"].values()) / 60,
+        "keep_ratios": [g["width"] / g["dense_width"] for g in result["groups"]],
+    }  # fmt: skip
+    joint = RunFolder(sweep / TIMING).read_json(timing_name(cell.target, cell.seed)) or {}
+    if cell.method in joint:
+        return record | _timed_together(cell.target, joint[cell.method], joint[DENSE_NETWORK])
+    low, high = pruned["ci95_ms"]
+    return record | {
+        "measured_ms": pruned["measured_ms"], "ci95_low_ms": low, "ci95_high_ms": high,
+        "ratio": result["ratio"]["measured"], "dense_ms": result["dense"]["measured_ms"],
+        "met": result["met"],
+    }  # fmt: skip
+
+
+def _timed_together(target: Target, own: Record, dense: Record) -> Record:
+    """Latency from the joint measurement at the end, and the target as it holds in it."""
+    target_ms = target.ms if target.ms is not None else (target.ratio or 0) * dense["measured_ms"]
+    low, high = own["ci95_ms"]
+    use = (low / target_ms, high / target_ms)
+    if target.ratio is not None:
+        use = tuple(r / target.ratio for r in own["ratio_ci95"])
+    return {
+        "measured_ms": own["measured_ms"], "ci95_low_ms": low, "ci95_high_ms": high,
+        "ratio": own["ratio"], "dense_ms": dense["measured_ms"], "target_ms": target_ms,
+        "met": use[0] <= MET[1] and use[1] >= MET[0],
+    }  # fmt: skip
+
+
+def _row(method: str, label: str, records: Sequence[Record]) -> Record:
+    """A method at a target, over its seeds."""
+    own = [r for r in records if (r["method"], r["target"]) == (method, label)]
+    reached = [r for r in own if r["infeasible"] is None]
+    return {
+        "method": method, "title": method_title(method), "target": label,
+        "runs": len(reached), "infeasible": len(own) - len(reached),
+        **_mean_and_error("accuracy", [r["accuracy"] for r in reached]),
+        **_mean_and_error("measured_ms", [r["measured_ms"] for r in reached]),
+        **_mean_and_error("ratio", [r["ratio"] for r in reached]),
+        **_mean_and_error("flops", [r["flops"] for r in reached]),
+        "params": statistics.fmean([r["params"] for r in reached]) if reached else None,
+        "target_ms": statistics.fmean([r["target_ms"] for r in reached]) if reached else None,
+        "met": sum(bool(r["met"]) for r in reached),
+        "minutes": statistics.fmean([r["minutes"] for r in reached]) if reached else None,
+    }  # fmt: skip
+
+
+def _gains(names: list[str], label: str, records: Sequence[Record]) -> list[Record]:
+    """How far DSA under latency is ahead of each other method, seed by seed, in points."""
+    by_seed: dict[str, dict[int, float]] = {}
+    for r in records:
+        if r["target"] == label and r["accuracy"] is not None:
+            by_seed.setdefault(r["method"], {})[r["seed"]] = r["accuracy"]
+    ours = by_seed.get(LATENCY_DSA, {})
+    gains = []
+    for name in names:
+        theirs = by_seed.get(name, {})
+        shared = sorted(set(ours) & set(theirs))
+        if name == LATENCY_DSA or not shared:
+            continue
+        points = [100 * (ours[s] - theirs[s]) for s in shared]
+        gains.append(
+            {"target": label, "over": name, "title": method_title(name), "seeds": len(shared)}
+            | _mean_and_error("points", points)
+        )
+    return gains
+
+
+def _mean_and_error(name: str, values: Sequence[float]) -> Record:
+    """The mean over seeds and its standard error (None from one value)."""
+    several = len(values) > 1
+    error = statistics.stdev(values) / len(values) ** 0.5 if several else None
+    return {
+        name: statistics.fmean(values) if values else None,
+        f"{name}_standard_error": error,
+    }
+
+
+def _networks(graph: DeployedGraph, table: LatencyTable) -> list[Record]:
+    """Whole networks of random widths: FLOPs beside measured ms."""
+    flops = flops_budget(graph, 1.0)
+    return [
+        {"flops": count(flops, key.widths), "measured_ms": table.measurement(key).median_ms}
+        for key in table.networks()
+        if key.network == graph.digest
+    ]
+
+
+def _staircases(graph: DeployedGraph, table: LatencyTable) -> list[Record]:
+    """The sweeps that showed the steps of each kind of layer."""
+    found = []
+    for kind, spec in canonical_layers(x.spec for x in graph.layers).items():
+        keys = [k for k in sweep_keys(spec) if k in table]
+        measured = [table.measurement(k) for k in keys]
+        found.append(
+            {
+                "kind": kind, "layer": str(spec), "cout": [k.cout for k in keys],
+                "cin": keys[0].cin if keys and not spec.tied else None,
+                "measured_ms": [m.median_ms for m in measured],
+            }
+        )  # fmt: skip
+    return found
+
+
+def _warnings(done: dict[Cell, Record]) -> list[str]:
+    return [f"{c.name}: {w}" for c, r in done.items() for w in r.get("warnings", [])]

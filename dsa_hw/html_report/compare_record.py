@@ -1,0 +1,255 @@
+"""What a comparison's folder holds, as plain data for the page.
+
+Every field may be None: the sweep did not record it (or is not finished), and the page says so.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsa_hw.html_report.fields import Fields, Interval, read_object
+from dsa_hw.html_report.run_record import RunRecord, read_run
+
+LATENCY_DSA = "dsa-latency"
+FLOPS_DSA = "dsa-flops"
+
+
+@dataclass(frozen=True, slots=True)
+class MethodRow:
+    """A method at a target, over its seeds; ``accuracy`` and its standard error are in 0..1."""
+
+    method: str
+    title: str
+    target: str
+    runs: float | None
+    infeasible: float | None
+    met: float | None
+    accuracy: float | None
+    accuracy_error: float | None
+    measured_ms: float | None
+    measured_error_ms: float | None
+    target_ms: float | None
+    ratio: float | None
+    flops: float | None
+    params: float | None
+    minutes: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """How many points of accuracy DSA under latency is ahead of ``title``."""
+
+    target: str
+    title: str
+    seeds: float | None
+    points: float | None
+    error_points: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunPoint:
+    """One run: a method, a target, a seed."""
+
+    cell: str
+    method: str
+    target: str
+    seed: float | None
+    accuracy: float | None
+    predicted_ms: float | None
+    measured_ms: float | None
+    ci95_ms: Interval | None
+    ratio: float | None
+    met: bool | None
+    flops: float | None
+    params: float | None
+    minutes: float | None
+    keep_ratios: tuple[float, ...]
+    infeasible: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPoint:
+    """A whole network of random widths."""
+
+    flops: float
+    measured_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Staircase:
+    """Milliseconds of one kind of layer against its output channels."""
+
+    kind: str
+    layer: str
+    couts: tuple[float, ...]
+    measured_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonRecord:
+    """A sweep. ``runs_by_cell`` holds the runs whose details the page draws."""
+
+    folder: str
+    model: str | None
+    data: str | None
+    epochs: str | None
+    seeds: tuple[float, ...]
+    device: str | None
+    backend: str | None
+    precision: str | None
+    batch_size: float | None
+    threads: float | None
+    statistic: str | None
+    methods: tuple[tuple[str, str], ...]
+    targets: tuple[str, ...]
+    dense_accuracy: float | None
+    dense_accuracy_error: float | None
+    dense_ms: float | None
+    dense_flops: float | None
+    dense_params: float | None
+    rows: tuple[MethodRow, ...]
+    gains: tuple[Gain, ...]
+    cells: tuple[RunPoint, ...]
+    unfinished: tuple[str, ...]
+    networks: tuple[NetworkPoint, ...]
+    staircases: tuple[Staircase, ...]
+    heldout_mape_pct: float | None
+    heldout_max_pct: float | None
+    environment: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+    config_text: str | None
+    runs_by_cell: dict[str, RunRecord]
+    problems: tuple[str, ...]
+
+    def title_of(self, method: str) -> str:
+        """As the page calls a method."""
+        return dict(self.methods).get(method, method)
+
+
+def read_comparison(folder: Path) -> ComparisonRecord:
+    """Read a sweep's folder.
+
+    Raises:
+        ReportInputError: ``result.json`` is missing or is not a JSON object.
+    """
+    fields = read_object(folder / "result.json")
+    dense = fields.object("dense") or Fields({})
+    calibration = fields.object("calibration") or Fields({})
+    config = folder / "config.yaml"
+    cells = tuple(_cell(item) for item in fields.objects("cells") or ())
+    environment = fields.object("environment")
+    return ComparisonRecord(
+        folder=folder.name,
+        model=fields.text("model"),
+        data=fields.text("data"),
+        epochs=fields.shown("epochs"),
+        seeds=fields.numbers("seeds") or (),
+        device=fields.text("device"),
+        backend=fields.text("backend"),
+        precision=fields.text("precision"),
+        batch_size=fields.number("batch_size"),
+        threads=fields.number("threads"),
+        statistic=fields.text("statistic"),
+        methods=tuple(
+            (m.text("name") or "?", m.text("title") or "?") for m in fields.objects("methods") or ()
+        ),
+        targets=fields.texts("targets") or (),
+        dense_accuracy=dense.number("accuracy"),
+        dense_accuracy_error=dense.number("accuracy_standard_error"),
+        dense_ms=dense.number("measured_ms"),
+        dense_flops=dense.number("flops"),
+        dense_params=dense.number("params"),
+        rows=tuple(_row(item) for item in fields.objects("rows") or ()),
+        gains=tuple(_gain(item) for item in fields.objects("gains") or ()),
+        cells=cells,
+        unfinished=fields.texts("unfinished") or (),
+        networks=tuple(_networks(fields)),
+        staircases=tuple(_staircases(fields)),
+        heldout_mape_pct=calibration.number("heldout_mape_pct"),
+        heldout_max_pct=calibration.number("heldout_max_pct"),
+        environment=environment.flat_texts() if environment else (),
+        warnings=fields.texts("warnings") or (),
+        config_text=config.read_text(encoding="utf-8") if config.is_file() else None,
+        runs_by_cell=_details(folder, cells),
+        problems=tuple(fields.problems),
+    )
+
+
+def _row(item: Fields) -> MethodRow:
+    return MethodRow(
+        method=item.text("method") or "?",
+        title=item.text("title") or "?",
+        target=item.text("target") or "?",
+        runs=item.number("runs"),
+        infeasible=item.number("infeasible"),
+        met=item.number("met"),
+        accuracy=item.number("accuracy"),
+        accuracy_error=item.number("accuracy_standard_error"),
+        measured_ms=item.number("measured_ms"),
+        measured_error_ms=item.number("measured_ms_standard_error"),
+        target_ms=item.number("target_ms"),
+        ratio=item.number("ratio"),
+        flops=item.number("flops"),
+        params=item.number("params"),
+        minutes=item.number("minutes"),
+    )
+
+
+def _gain(item: Fields) -> Gain:
+    return Gain(
+        target=item.text("target") or "?",
+        title=item.text("title") or "?",
+        seeds=item.number("seeds"),
+        points=item.number("points"),
+        error_points=item.number("points_standard_error"),
+    )
+
+
+def _cell(item: Fields) -> RunPoint:
+    low, high = item.number("ci95_low_ms"), item.number("ci95_high_ms")
+    return RunPoint(
+        cell=item.text("cell") or "?",
+        method=item.text("method") or "?",
+        target=item.text("target") or "?",
+        seed=item.number("seed"),
+        accuracy=item.number("accuracy"),
+        predicted_ms=item.number("predicted_ms"),
+        measured_ms=item.number("measured_ms"),
+        ci95_ms=None if low is None or high is None else (low, high),
+        ratio=item.number("ratio"),
+        met=item.flag("met"),
+        flops=item.number("flops"),
+        params=item.number("params"),
+        minutes=item.number("minutes"),
+        keep_ratios=item.numbers("keep_ratios") or (),
+        infeasible=item.text("infeasible"),
+    )
+
+
+def _networks(fields: Fields) -> list[NetworkPoint]:
+    found = []
+    for item in fields.objects("networks") or ():
+        flops, measured_ms = item.number("flops"), item.number("measured_ms")
+        if flops is not None and measured_ms is not None:
+            found.append(NetworkPoint(flops, measured_ms))
+    return found
+
+
+def _staircases(fields: Fields) -> list[Staircase]:
+    found = []
+    for item in fields.objects("staircases") or ():
+        couts, times = item.numbers("cout") or (), item.numbers("measured_ms") or ()
+        if couts and len(couts) == len(times):
+            kind, layer = item.text("kind") or "?", item.text("layer") or "?"
+            found.append(Staircase(kind, layer, couts, times))
+    return found
+
+
+def _details(folder: Path, cells: tuple[RunPoint, ...]) -> dict[str, RunRecord]:
+    """The DSA runs of the first seed, whose searches and layers the page shows."""
+    seeds = [c.seed for c in cells if c.seed is not None]
+    wanted = [c for c in cells if c.method in (LATENCY_DSA, FLOPS_DSA) and not c.infeasible]
+    return {
+        c.cell: read_run(folder / "cells" / c.cell)
+        for c in wanted
+        if c.seed == seeds[0] and (folder / "cells" / c.cell / "result.json").is_file()
+    }

@@ -1,0 +1,198 @@
+"""The report of a comparison: self-contained, complete, and drawn by a real browser."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+from browser import browse
+from test_html_report import DEVICE, fake_log, fake_result, read_page
+
+from dsa_hw import report
+from dsa_hw.html_report import write_comparison_report
+
+METHODS = {
+    "dsa-latency": "DSA on latency",
+    "dsa-flops": "DSA on FLOPs",
+    "uniform": "uniform",
+    "magnitude": "Torch-Pruning, magnitude",
+    "taylor": "Torch-Pruning, Taylor",
+    "halp": "knapsack (after HALP)",
+    "mdp": "integer program (after MDP)",
+    "netadapt": "greedy (after NetAdapt)",
+}
+TARGETS = {"70%": 0.7, "50%": 0.5, "30%": 0.3}
+SEEDS = (0, 1, 2)
+DENSE_MS = 2.0
+
+
+def accuracy(method: int, ratio: float, seed: int) -> float:
+    """Made up: falls with the method's number and with the target."""
+    return 0.9 - 0.01 * method - 0.15 * (1 - ratio) ** 2 + 0.004 * math.sin(7 * method + seed)
+
+
+def fake_cells() -> list[dict]:
+    """Made-up runs: every number follows from a formula, none was measured."""
+    cells = []
+    for target, ratio in TARGETS.items():
+        for number, method in enumerate(METHODS):
+            for seed in SEEDS:
+                ms = DENSE_MS * ratio * (0.985 + 0.01 * math.sin(number + seed))
+                cells.append(
+                    {
+                        "cell": f"{method}-{target.replace('%', 'pct')}-seed{seed}",
+                        "method": method, "target": target, "seed": seed,
+                        "accuracy": accuracy(number, ratio, seed),
+                        "target_ms": DENSE_MS * ratio, "measured_ms": ms,
+                        "ci95_low_ms": 0.99 * ms, "ci95_high_ms": 1.01 * ms,
+                        "ratio": ms / DENSE_MS, "dense_ms": DENSE_MS,
+                        "predicted_ms": ms * (1 + 0.02 * math.sin(3 * number)), "met": True,
+                        "flops": 1e8 * ratio * (1 + 0.1 * math.sin(number)), "params": 1e6 * ratio,
+                        "minutes": 3.5, "infeasible": None,
+                        "keep_ratios": [
+                            0.2 + 0.7 * ratio * abs(math.sin(number + 0.6 * g)) for g in range(12)
+                        ],
+                    }
+                )  # fmt: skip
+    return cells
+
+
+def fake_comparison() -> dict:
+    """A made-up sweep on a device that does not exist."""
+    cells = fake_cells()
+    rows, gains = [], []
+    for target, ratio in TARGETS.items():
+        for number, (method, title) in enumerate(METHODS.items()):
+            own = [c for c in cells if (c["method"], c["target"]) == (method, target)]
+            rows.append(
+                {
+                    "method": method, "title": title, "target": target, "runs": 3, "infeasible": 0,
+                    "accuracy": sum(c["accuracy"] for c in own) / 3,
+                    "accuracy_standard_error": 0.003,
+                    "measured_ms": sum(c["measured_ms"] for c in own) / 3,
+                    "measured_ms_standard_error": 0.01, "ratio": own[0]["ratio"],
+                    "flops": own[0]["flops"], "params": 1e6 * ratio,
+                    "target_ms": DENSE_MS * ratio, "met": 3, "minutes": 3.5,
+                }
+            )  # fmt: skip
+            if number:
+                gains.append(
+                    {"target": target, "over": method, "title": title, "seeds": 3,
+                     "points": number - 2.5, "points_standard_error": 0.4}
+                )  # fmt: skip
+    return {
+        "kind": "comparison", "model": "fakenet", "data": "made-up data", "epochs": 12,
+        "seeds": list(SEEDS), "device": DEVICE, "backend": "fake runtime", "precision": "fp32",
+        "batch_size": 1, "threads": 2, "statistic": "median",
+        "methods": [{"name": n, "title": t} for n, t in METHODS.items()],
+        "targets": list(TARGETS),
+        "dense": {"accuracy": 0.905, "accuracy_standard_error": 0.002, "measured_ms": DENSE_MS,
+                  "flops": 1.2e8, "params": 1e6},
+        "rows": rows, "gains": gains, "cells": cells, "unfinished": [],
+        "networks": [
+            {"flops": 1e7 * (i + 2), "measured_ms": 0.3 + 0.15 * i * (1 + 0.3 * math.sin(5 * i))}
+            for i in range(12)
+        ],
+        "staircases": [
+            {"kind": kind, "layer": "conv 3x3", "cout": list(range(16, 97, 4)), "cin": 64,
+             "measured_ms": [0.1 * math.ceil(c / 16) for c in range(16, 97, 4)]}
+            for kind in ("conv", "pointwise", "depthwise")
+        ],
+        "calibration": {"heldout_mape_pct": 1.8, "heldout_max_pct": 5.1},
+        "environment": {"device": DEVICE, "runtime": "fake runtime"},
+        "warnings": ["dsa-latency-70pct-seed1: made-up <warning>"],
+    }  # fmt: skip
+
+
+def write_sweep(folder: Path, result: dict) -> Path:
+    """A sweep's folder with the DSA runs of the first seed in it."""
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "config.yaml").write_text("model: fakenet\n")
+    for cell in result["cells"]:
+        if cell["method"].startswith("dsa") and cell["seed"] == 0:
+            run = folder / "cells" / cell["cell"]
+            run.mkdir(parents=True)
+            (run / "result.json").write_text(json.dumps(fake_result()))
+            (run / "log.jsonl").write_text("".join(json.dumps(e) + "\n" for e in fake_log()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_sweep(tmp_path_factory.mktemp("compare") / "sweep", fake_comparison())
+    return write_comparison_report(folder)
+
+
+def test_page_loads_nothing_and_escapes(page: Path) -> None:
+    facts = read_page(page)
+    assert facts.loads == []
+    assert "made-up <warning>" in facts.words
+    assert "<warning>" not in page.read_text(encoding="utf-8")
+    assert len(facts.ids) == len(set(facts.ids))
+
+
+def test_everything_asked_for_is_there(page: Path) -> None:
+    headings = " ".join(read_page(page).headings)
+    for wanted in (
+        "Accuracy against measured latency", "FLOPs against measured latency", "Keep ratios",
+        "Predicted against measured", "Staircases", "How the searches went",
+        "Where the milliseconds go", "Environment", "How far ahead", "Every run",
+    ):  # fmt: skip
+        assert wanted in headings
+
+
+def test_headline_is_what_the_numbers_say(page: Path, tmp_path: Path) -> None:
+    assert "most accurate at 3 of 3 latency targets" in read_page(page).words
+    result = fake_comparison()
+    for row in result["rows"]:
+        if row["method"] == "uniform" and row["target"] == "50%":
+            row["accuracy"] = 0.99
+    words = read_page(write_comparison_report(write_sweep(tmp_path / "s", result))).words
+    assert "most accurate at 2 of 3 latency targets" in words
+
+
+def test_every_run_can_be_copied(page: Path) -> None:
+    texts = read_page(page).csvs
+    runs = next(t for t in texts if t.startswith("Run,Seed"))
+    rows = list(csv.reader(io.StringIO(runs)))[1:]
+    assert [float(r[2]) for r in rows] == pytest.approx([100 * c["accuracy"] for c in fake_cells()])
+
+
+def test_unfinished_and_unreachable_are_named(tmp_path: Path) -> None:
+    result = fake_comparison()
+    result["unfinished"] = ["halp-30pct-seed2"]
+    row = next(r for r in result["rows"] if r["method"] == "mdp")
+    row |= {"accuracy": None, "measured_ms": None, "runs": 0, "infeasible": 3}
+    cell = next(c for c in result["cells"] if c["method"] == "mdp")
+    cell |= dict.fromkeys(("accuracy", "measured_ms", "predicted_ms", "flops", "met"))
+    cell |= {"infeasible": "no widths within 1 ms", "keep_ratios": []}
+    words = read_page(write_comparison_report(write_sweep(tmp_path / "s", result))).words
+    assert "halp-30pct-seed2" in words
+    assert "cannot reach it" in words
+    assert "no widths within 1 ms" in words
+
+
+def test_nothing_finished_draws_nothing(tmp_path: Path) -> None:
+    result = fake_comparison() | {"rows": [], "gains": [], "cells": [], "networks": [],
+                                  "staircases": []}  # fmt: skip
+    facts = read_page(write_comparison_report(write_sweep(tmp_path / "s", result)))
+    assert "svg" not in facts.tags
+    assert "no run has both yet" in facts.words
+
+
+def test_report_command_knows_a_comparison(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", fake_comparison())
+    assert report.main([str(folder)]) == 0
+    assert "comparison of pruning methods" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_browser_draws_it_without_errors(page: Path, tmp_path: Path) -> None:
+    shown = browse(page, tmp_path)
+    assert shown.console == []
+    assert shown.drawn_figures == page.read_text(encoding="utf-8").count("<svg") > 8
+    assert shown.page_wider_than_window is False
