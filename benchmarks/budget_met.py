@@ -6,6 +6,7 @@ from a table measured here), before any closed loop: at or under the target, and
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -68,7 +69,7 @@ def main() -> None:
     dense = pipeline.load_dense(config)
     backend = pipeline.configured_backend(config)
     with tempfile.TemporaryDirectory() as folder:
-        config = PruneConfig(**(vars(config) | {"table": str(Path(folder, "table.jsonl"))}))
+        config = dataclasses.replace(config, table=str(Path(folder, "table.jsonl")))
         table = pipeline.configured_table(config, backend)
         profiled = profile_network(
             dense.graph, backend, table, networks=config.calibration_networks,

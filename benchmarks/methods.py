@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from dsa_hw import pipeline
@@ -270,4 +269,3 @@ def iterative_knapsack(
 def for_seeds(config: PruneConfig, seeds: Sequence[int]) -> list[PruneConfig]:
     """The configuration at each seed."""
     return [dataclasses.replace(config, seed=seed) for seed in seeds]
-
