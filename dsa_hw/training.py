@@ -190,7 +190,30 @@ class Trainer:
 
     def validation_loss(self, model: nn.Module, first_epoch: int = 0) -> Callable[[], Tensor]:
         """A function that gives the loss of ``model`` on the next batch held out for validation."""
-        stream = self._endless(self._validation, first_epoch)
+        return self._loss_on(model, self._validation, first_epoch)
+
+    def training_loss(self, model: nn.Module, first_epoch: int = 0) -> Callable[[], Tensor]:
+        """The same on training batches: what the keep ratios would see without a split."""
+        return self._loss_on(model, self._search, first_epoch)
+
+    def brief(self, model: nn.Module, steps: int, lr_factor: float = 0.1) -> float:
+        """Train for a few steps, keeping nothing; returns the loss on one held-out batch after."""
+        optimizer = make_optimizer(model, self._config)
+        for options in optimizer.param_groups:
+            options["lr"] *= lr_factor
+        loss = self.training_loss(model)
+        model.train()
+        for _ in range(steps):
+            self._accelerator.backward(loss())
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            return float(self.validation_loss(model.eval())())
+
+    def _loss_on(
+        self, model: nn.Module, dataset: Dataset, first_epoch: int
+    ) -> Callable[[], Tensor]:
+        stream = self._endless(dataset, first_epoch)
 
         def loss() -> Tensor:
             x, y = next(stream)

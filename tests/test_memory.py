@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import Residual
@@ -14,7 +15,7 @@ from dsa_hw.closed_loop import allocate
 from dsa_hw.coupling import find_coupling
 from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.memory import PeakMemory
-from dsa_hw.rounding import closeness
+from dsa_hw.rounding import Constraint, closeness, round_widths
 
 
 class Block(nn.Module):
@@ -64,9 +65,19 @@ def test_a_memory_budget_is_met_by_a_proven_allocation() -> None:
     """The maximum goes to the integer program term by term."""
     graph = graph_of(Residual(), 16)
     budget, choices = MemoryBudget(0.6, step=4).bind(graph)
+    assert isinstance(budget, PeakMemory)
     values = closeness(choices, 0.9 * choices.dense)
     found = allocate(choices, values, [budget])
     assert found.costs["memory"] <= budget.target
+
+    @torch.no_grad()
+    def terms(widths: np.ndarray) -> np.ndarray:
+        return budget.terms(torch.as_tensor(widths, dtype=torch.float32)).numpy()
+
+    limit = Constraint("memory", "bytes", lambda w: terms(w).max(-1), budget.target, terms=terms)
+    rounded = round_widths(choices, values, [limit])
+    assert rounded.bound == pytest.approx(rounded.score, abs=1e-3)
+    assert rounded.widths.tolist() == found.widths.tolist()
     uniform = allocate_uniform(choices, [budget])
     assert uniform.costs["memory"] <= budget.target
 
