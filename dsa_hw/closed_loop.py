@@ -132,7 +132,7 @@ def _round(
     measured = next((b for b in budgets if isinstance(b, ModelledLatency)), None)
     for budget in budgets:
         target = budget.target
-        if budget is measured:
+        if measured is not None and budget is measured:
             budget = dataclasses.replace(measured, correction=correction)
             target *= aim
         constraints.append(

@@ -149,7 +149,7 @@ class DeployedGraph:
     def at_precision(self, precision: str) -> DeployedGraph:
         """The same network with its layers' keys at another precision (the graph stays float32;
         backends convert it)."""
-        if precision == self._precision:
+        if precision == self.precision:
             return self
         exported = onnx.ModelProto()
         exported.CopyFrom(self.model)
@@ -202,7 +202,7 @@ class DeployedGraph:
             batch = self._shapes[node.input[0]][0]
             spec = LayerSpec(
                 "gemm", (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), "dense", (1, 1), batch,
-                self._precision,
+                self.precision,
             )  # fmt: skip
         else:
             outs = weight.dims[0]

@@ -65,7 +65,7 @@ def load_finished_search(config: PruneConfig) -> FinishedSearch | None:
 def _config_of(folder: RunFolder) -> PruneConfig:
     content = yaml.safe_load((folder.path / CONFIG_FILE).read_text(encoding="utf-8"))
     known = PruneConfig.__dataclass_fields__
-    values = {
+    values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in content.items()
         if name in known

@@ -48,7 +48,7 @@ from dsa_hw.validation import export_checked, loop_measure, resolve_target, time
 from profilers.backends import Backend, open_backend
 from profilers.collect import call_ms, nominal_reference_ms
 from profilers.table import LatencyTable, NetworkKey, default_path
-from profilers.timing import Measurement, ratio
+from profilers.timing import Measurement, paired, ratio
 
 TABLE_FOLDER = Path("latency_tables")
 MET = (0.98, 1.0)
@@ -514,15 +514,14 @@ class Run:
     ) -> dict[str, Any]:
         config, graph = self.config, self.dense.graph
         dense, pruned = measured["dense"], measured["pruned"]
+        if config.target_ms is None:
+            pruned = paired(pruned, dense)
         target_ms = None
         use: tuple[float, float] | None = None
         if self.target_ms is not None:
             target_ms = resolve_target(config.target_ms, config.target_ratio, dense.median_ms)
             low, high = pruned.ci95_ms
             use = (low / target_ms, high / target_ms)
-            if config.target_ratio is not None:
-                _, (low, high) = ratio(pruned, dense)
-                use = (low / config.target_ratio, high / config.target_ratio)
         met = use is None or (use[0] <= MET[1] and use[1] >= MET[0])
         predicted = small.predicted_ms
         if predicted is None:

@@ -9,6 +9,7 @@ timed around it, says about the machine at that moment. Intervals come from the 
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import statistics
 import time
@@ -211,3 +212,17 @@ def ratio(numerator: Measurement, denominator: Measurement) -> tuple[float, tupl
     pairs = zip(numerator.round_ms, denominator.round_ms, strict=True)
     ratios = [a / b for a, b in pairs]
     return statistics.median(ratios), median_interval(ratios)
+
+
+def paired(subject: Measurement, base: Measurement) -> Measurement:
+    """``subject`` at the speed at which ``base`` took its median time.
+
+    Both were timed in the same rounds; the ratio of a round is free of what slowed both of them,
+    which the median of either alone is not.
+    """
+    value, (low, high) = ratio(subject, base)
+    return dataclasses.replace(
+        subject,
+        median_ms=value * base.median_ms,
+        ci95_ms=(low * base.median_ms, high * base.median_ms),
+    )

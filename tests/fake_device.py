@@ -59,6 +59,7 @@ class FakeDevice:
 
     def renew(self) -> None:
         self.renewed += 1
+
     def notes(self) -> tuple[str, ...]:
         return ()
 

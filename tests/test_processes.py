@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 import dsa_hw
 from dsa_hw.importance import Importance
@@ -77,7 +77,7 @@ def free_port() -> int:
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """With Taylor scores, which come from each process's own gradients."""
     importance: Importance = "taylor"
-    mp.spawn(work, args=(2, free_port(), importance, str(tmp_path)), nprocs=2)
+    spawn(work, args=(2, free_port(), importance, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert torch.equal(first, second)
     alone = searched(0, 1, importance)

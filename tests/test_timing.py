@@ -22,6 +22,7 @@ from profilers.timing import (
     SamplePlan,
     measure_interleaved,
     median_interval,
+    paired,
     ratio,
     summarize,
 )
@@ -103,6 +104,15 @@ def test_rounds_stop_when_intervals_are_narrow() -> None:
     assert value == pytest.approx(2.0)
     assert low <= 2.0 + 1e-9  # the clock adds up floats
     assert high >= 2.0 - 1e-9
+
+
+def test_paired_measurements_are_free_of_what_slows_both() -> None:
+    slow = (1.0, 1.0, 1.0, 1.5, 1.6)  # the machine, round by round
+    base = Measurement(1.0, 1.0, 1.6, (0.9, 1.1), 5, 1.0, round_ms=slow)
+    subject = Measurement(0.75, 0.5, 0.8, (0.4, 0.9), 5, 1.0, round_ms=tuple(s / 2 for s in slow))
+    found = paired(subject, base)
+    assert found.median_ms == pytest.approx(0.5)
+    assert found.ci95_ms == pytest.approx((0.5, 0.5))
 
 
 def test_noise_runs_into_the_time_limit_and_warns() -> None:
