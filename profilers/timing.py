@@ -22,6 +22,8 @@ import numpy as np
 Clock = Callable[[], float]
 """Seconds, monotonic."""
 
+LEAST_ROUNDS = 3
+
 
 class Runner:
     """A compiled model, ready to run on inputs that it holds.
@@ -181,7 +183,8 @@ def measure_interleaved(
         subjects: what to time, by name.
         min_rounds, max_rounds: bounds on the rounds of each.
         half_width_pct: stop once every interval's half width is at most this (% of the median).
-        time_limit_s: stop after this time all the same (never before ``min_rounds``).
+        time_limit_s: stop after this time all the same, also before ``min_rounds`` (but never
+            before ``LEAST_ROUNDS``, without which there is no interval).
         before_round: makes rounds independent of each other (``Backend.renew``).
         on_round: called with the number of finished rounds.
     """
@@ -199,10 +202,11 @@ def measure_interleaved(
                 rounds[name].append(runner.take_round(plan))
         if on_round:
             on_round(number)
-        if number < min_rounds:
+        if number < LEAST_ROUNDS:
             continue
         widest = max(summarize(r).half_width_pct for r in rounds.values())
-        if widest <= half_width_pct or clock() - start > time_limit_s:
+        narrow = number >= min_rounds and widest <= half_width_pct
+        if narrow or clock() - start > time_limit_s:
             break
     return {name: summarize(taken) for name, taken in rounds.items()}
 

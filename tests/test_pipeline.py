@@ -58,7 +58,7 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 COMMON = [
     "--model", "tiny_user_net:tiny", "--table", "table.jsonl", "--calibration-networks", "6",
-    "--rounds", "2", "--threads", "1", "--measure-seconds", "2",
+    "--rounds", "2", "--threads", "1", "--measure-seconds", "0.5",
 ]  # fmt: skip
 PLAN = [*COMMON, "--epochs", "0", "--target-ratio", "0.6", "--input-shape", "3", "48", "48"]
 TRAIN = [
