@@ -7,6 +7,7 @@ budget's prediction near the allocation, and rounding runs again.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -43,17 +44,28 @@ class LoopRound:
 
     Args:
         correction: measured over predicted, as known *before* this round.
+        model_target_ms: the target at the speed that the model predicts for.
     """
 
     widths: tuple[int, ...]
     predicted_ms: float
     correction: float
+    model_target_ms: float
     timed: Timed
 
     @property
     def use(self) -> float:
         """Measured over target."""
         return self.timed.measured_ms / self.timed.target_ms
+
+    @property
+    def log_error(self) -> float:
+        """Logarithm of measured over predicted without any correction.
+
+        Both relative to their targets: one that is a part of the dense network's latency moves
+        with the machine, and its model's form does not.
+        """
+        return math.log(self.use * self.correction * self.model_target_ms / self.predicted_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,32 +104,56 @@ def allocate(
         InfeasibleBudget: no allowed widths meet the budgets.
     """
     aim = AIM if measure else 1.0
-    rounds: list[LoopRound] = []
-    correction = 1.0
+    names = [b.name for b in budgets]
+    loop = TargetLoop()
     while True:
+        correction = loop.correction
         rounded = _round(choices, values, budgets, correction, aim)
-        names = [b.name for b in budgets]
         if measure is None:
             return Allocation(rounded.widths, dict(zip(names, rounded.costs, strict=True)))
-        turn = _turn(rounded, budgets, correction, measure)
-        repeated = any(r.widths == turn.widths for r in rounds)
-        rounds.append(turn)
-        accepted = ACCEPTED[0] <= turn.use <= ACCEPTED[1]
-        if accepted or len(rounds) == ROUNDS or (repeated and len(rounds) > 2):
-            best = min(rounds, key=_miss)
-            widths = np.array(best.widths)
+        if loop.add(_turn(rounded, budgets, correction, measure)):
+            widths = np.array(loop.best.widths)
             costs = dict(zip(names, _charged(budgets, widths), strict=True))
-            return Allocation(widths, costs, tuple(rounds))
-        # Relative to the target, which moves with the machine when it is a part of the dense time.
-        predicted_use = turn.predicted_ms / _latency(budgets).target
-        correction *= turn.use / predicted_use
+            return Allocation(widths, costs, tuple(loop.rounds))
 
 
-def _miss(turn: LoopRound) -> float:
-    """How bad a round's measurement is: over the target is worse than as much under it."""
-    if turn.use > ACCEPTED[1]:
-        return 10.0 * (turn.use - AIM)
-    return abs(turn.use - AIM)
+class TargetLoop:
+    """What the rounds so far say: how to correct predictions, when to stop, which is best.
+
+    Each round's measurement is noisy by some per cent for as long as the machine's state lasts, and
+    the networks of the rounds are neighbours. So predictions are corrected by all rounds together,
+    and a round's use of the target is believed half by its own measurement and half by the
+    corrected prediction.
+    """
+
+    def __init__(self) -> None:
+        self.rounds: list[LoopRound] = []
+
+    @property
+    def correction(self) -> float:
+        """Measured over predicted: the geometric mean over the rounds; 1 before the first."""
+        return math.exp(sum(r.log_error for r in self.rounds) / max(1, len(self.rounds)))
+
+    def add(self, turn: LoopRound) -> bool:
+        """Take in a round; returns whether it was the last one."""
+        repeated = any(r.widths == turn.widths for r in self.rounds)
+        self.rounds.append(turn)
+        accepted = ACCEPTED[0] <= self.use(turn) <= ACCEPTED[1]
+        return accepted or len(self.rounds) == ROUNDS or (repeated and len(self.rounds) > 2)
+
+    def use(self, turn: LoopRound) -> float:
+        """Measured over target, as far as it is believed."""
+        return turn.use * math.exp((math.log(self.correction) - turn.log_error) / 2)
+
+    @property
+    def best(self) -> LoopRound:
+        """The round nearest to the aim; over the target is worse than as much under it."""
+
+        def miss(turn: LoopRound) -> float:
+            use = self.use(turn)
+            return 10.0 * (use - AIM) if use > ACCEPTED[1] else abs(use - AIM)
+
+        return min(self.rounds, key=miss)
 
 
 def _round(
@@ -152,6 +188,7 @@ def _turn(
         widths=tuple(int(w) for w in rounded.widths),
         predicted_ms=rounded.costs[index],
         correction=correction,
+        model_target_ms=_latency(budgets).target,
         timed=measure(rounded.widths),
     )
 

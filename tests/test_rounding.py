@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dsa_hw.baselines import allocate_uniform
 from dsa_hw.budgets import ModelledLatency
 from dsa_hw.choices import WidthChoices, merged_choices
-from dsa_hw.closed_loop import Timed, allocate
+from dsa_hw.closed_loop import AIM, Timed, allocate
 from dsa_hw.errors import InfeasibleBudget
 from dsa_hw.integer_program import decompose
 from dsa_hw.rounding import Constraint, closeness, kept_importance, round_widths
@@ -187,6 +187,23 @@ def test_the_loop_corrects_a_wrong_model(bias: float) -> None:
     assert chosen is not None
     assert 0.97 <= chosen.use <= 1.0
     assert len(found.rounds) <= 4
+
+
+def test_the_loop_is_steadier_than_its_measurements() -> None:
+    budget = ModelledLatency(ChainModel(), 30_000.0)  # pyright: ignore[reportArgumentType]
+    values = closeness(WIDE, np.full(6, 100.0))
+    noise, misses = 0.04, []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+
+        def measure(widths: np.ndarray, rng: np.random.Generator = rng) -> Timed:
+            ms = 1.1 * float(chain_cost(widths[None])[0]) * float(np.exp(rng.normal(0.0, noise)))
+            return Timed(ms, (0.99 * ms, 1.01 * ms), 30_000.0)
+
+        found = allocate(WIDE, values, [budget], measure)
+        misses.append(1.1 * float(chain_cost(found.widths[None])[0]) / 30_000.0 - AIM)
+    # believing the last measurement alone would miss by as much as the noise
+    assert float(np.sqrt(np.mean(np.square(misses)))) < 0.75 * noise
 
 
 def test_the_loop_follows_a_target_that_drifts_with_the_machine() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dsa_hw.budgets import ModelledLatency
-from dsa_hw.closed_loop import ACCEPTED, AIM, ROUNDS, Allocation, LoopRound, Measure
+from dsa_hw.closed_loop import AIM, Allocation, LoopRound, Measure, TargetLoop
 
 Solve = Callable[[float], np.ndarray]
 """Limit on the modelled latency, ms -> (groups,) widths within it."""
@@ -24,29 +24,17 @@ def reach_target(solve: Solve, budget: ModelledLatency, measure: Measure) -> All
     Raises:
         InfeasibleBudget: ``solve`` finds no widths within a limit.
     """
-    rounds: list[LoopRound] = []
-    correction = 1.0
-    while len(rounds) < ROUNDS:
+    loop = TargetLoop()
+    while True:
+        correction = loop.correction
         widths = solve(AIM * budget.target / correction)
-        if any(r.widths == tuple(widths.tolist()) for r in rounds) and len(rounds) > 2:
-            break
         predicted_ms = correction * _modelled_ms(budget, widths)
-        turn = LoopRound(tuple(widths.tolist()), predicted_ms, correction, measure(widths))
-        rounds.append(turn)
-        if ACCEPTED[0] <= turn.use <= ACCEPTED[1]:
-            break
-        correction *= turn.use / (predicted_ms / budget.target)
-    best = min(rounds, key=_miss)
-    return Allocation(
-        np.array(best.widths), {budget.name: best.predicted_ms}, tuple(rounds)
-    )  # fmt: skip
-
-
-def _miss(turn: LoopRound) -> float:
-    """How bad a measurement is: over the target is worse than as much under it."""
-    if turn.use > ACCEPTED[1]:
-        return 10.0 * (turn.use - AIM)
-    return abs(turn.use - AIM)
+        own = tuple(int(w) for w in widths)
+        turn = LoopRound(own, predicted_ms, correction, budget.target, measure(widths))
+        if loop.add(turn):
+            best = loop.best
+            costs = {budget.name: best.predicted_ms}
+            return Allocation(np.array(best.widths), costs, tuple(loop.rounds))
 
 
 def _modelled_ms(budget: ModelledLatency, widths: np.ndarray) -> float:
