@@ -68,7 +68,11 @@ def _compare(config: PruneConfig, result: dict[str, Any], progress: Progress) ->
     folder.start(config)
     budget, choices = LatencyBudget(table, result["target_ms"]).bind(dense.graph)
     measure = loop_measure(
-        dense.graph, backend, target_ms=config.target_ms, target_ratio=config.target_ratio
+        dense.graph,
+        backend,
+        target_ms=config.target_ms,
+        target_ratio=config.target_ratio,
+        time_limit_s=0.5 * config.measure_seconds,
     )
     done = folder.read_json("uniform.json")
     if done is None:

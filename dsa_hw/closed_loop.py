@@ -20,7 +20,7 @@ from dsa_hw.choices import WidthChoices
 from dsa_hw.memory import PeakMemory
 from dsa_hw.rounding import Constraint, Rounded, round_widths
 
-ROUNDS = 6
+ROUNDS = 5
 AIM = 0.983
 ACCEPTED = (0.967, 0.995)
 

@@ -39,7 +39,9 @@ class DeviceConfig:
     calibration_networks: int = _option(24, "whole networks timed to calibrate the latency model")
     rounds: int = _option(4, "rounds of each measurement")
     measure_seconds: float = _option(
-        20.0, "at most so long for each measurement of whole networks against each other"
+        20.0,
+        "at most so long to time networks against each other: half of it in a round of the closed "
+        "loop, one and a half in the last measurement",
     )
 
 

@@ -360,7 +360,7 @@ class Run:
         inner = loop_measure(
             self.dense.graph, self.backend,
             target_ms=config.target_ms, target_ratio=config.target_ratio,
-            time_limit_s=config.measure_seconds,
+            time_limit_s=0.5 * config.measure_seconds,
         )  # fmt: skip
 
         def measure(widths: np.ndarray) -> Timed:
