@@ -18,8 +18,7 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks import harness, methods
-from benchmarks.methods import Bench, Outcome
-from dsa_hw.config import PruneConfig
+from benchmarks.methods import Bench, Outcome, glyphs_config
 from dsa_hw.search import SearchSettings
 
 NAME = "allocation"
@@ -48,19 +47,10 @@ def _trained(bench: Bench):
     return bench.train_dense(bench.config.epochs)[0]
 
 
-def _config(quick: bool) -> PruneConfig:
-    return PruneConfig(
-        model="glyphs_resnet", data="glyphs", budget=("flops",), flops_ratio=0.5,
-        train_size=512 if quick else 12_000, test_size=500 if quick else None,
-        epochs=3 if quick else 12, train_batch_size=64, lr=0.05,
-        mixed_precision="no" if quick else "bf16",
-    )  # fmt: skip
-
-
 def main() -> None:
     """Every method and ablation at every budget and seed."""
     options = harness.parse(NAME, __doc__)
-    base = _config(options.quick)
+    base = glyphs_config(options.quick)
     runs: list[dict[str, Any]] = []
     for ratio in (0.25,) if options.quick else (0.5, 0.25):
         chosen = METHODS | (ABLATIONS if ratio == ABLATED_AT else {})

@@ -17,20 +17,11 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks import harness, methods
-from benchmarks.methods import Bench
+from benchmarks.methods import Bench, glyphs_config
 from dsa_hw.config import PruneConfig
 
 NAME = "flow_cost"
 LIMITS = {"over_dense": 1.0, "greedy_over_dsa": 3.0, "iterative_over_dsa": 3.0}
-
-
-def _config(quick: bool) -> PruneConfig:
-    return PruneConfig(
-        model="glyphs_resnet", data="glyphs", budget=("flops",), flops_ratio=0.5,
-        train_size=512 if quick else 12_000, test_size=500 if quick else None,
-        epochs=3 if quick else 12, train_batch_size=64, lr=0.05,
-        mixed_precision="no" if quick else "bf16",
-    )  # fmt: skip
 
 
 def _one(config: PruneConfig, folder: Path, quick: bool) -> dict[str, Any]:
@@ -68,7 +59,7 @@ def _one(config: PruneConfig, folder: Path, quick: bool) -> dict[str, Any]:
 def main() -> None:
     """Every seed from an empty folder: a stage that is there already would cost nothing."""
     options = harness.parse(NAME, __doc__)
-    base = _config(options.quick)
+    base = glyphs_config(options.quick)
     rows = []
     for config in methods.for_seeds(base, (0,) if options.quick else (0, 1, 2)):
         folder = _empty(Path(f"runs/{NAME}{'_quick' if options.quick else ''}_{config.seed}"))

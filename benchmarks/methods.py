@@ -269,3 +269,13 @@ def iterative_knapsack(
 def for_seeds(config: PruneConfig, seeds: Sequence[int]) -> list[PruneConfig]:
     """The configuration at each seed."""
     return [dataclasses.replace(config, seed=seed) for seed in seeds]
+
+
+def glyphs_config(quick: bool) -> PruneConfig:
+    """The network, data and recipe of the benchmarks that train under a FLOPs budget."""
+    return PruneConfig(
+        model="glyphs_resnet", data="glyphs", budget=("flops",), flops_ratio=0.5,
+        train_size=512 if quick else 12_000, test_size=500 if quick else None,
+        epochs=3 if quick else 12, train_batch_size=64, lr=0.05,
+        mixed_precision="no" if quick else "bf16",
+    )  # fmt: skip

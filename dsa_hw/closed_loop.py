@@ -22,7 +22,10 @@ from dsa_hw.rounding import Constraint, Rounded, round_widths
 
 ROUNDS = 5
 AIM = 0.979
+"""Of the target: the state of a shared machine moves a finished network by 2% either way between
+the loop and the last measurement (docs/decisions.md)."""
 ACCEPTED = (0.963, 0.993)
+"""Uses of the target that end the loop: about the aim, by less than a width's step often is."""
 
 
 @dataclass(frozen=True, slots=True)

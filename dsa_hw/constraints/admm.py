@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dsa_hw.constraints.augmented_lagrangian import GradientNorm
-from dsa_hw.constraints.mover import KeepRatioMover, Violations
+from dsa_hw.constraints.mover import KeepRatioMover, Violations, within_bounds
 
 RHO = 10.0
 DUAL_RATE = 0.1
@@ -65,8 +65,7 @@ def nearest_within(point: Tensor, least: Tensor, violations: Violations) -> Tens
 
     Exact for one linear budget; a curved one is linearized anew at each result.
     """
-    one = torch.ones((), device=point.device, dtype=point.dtype)
-    found = torch.clamp(point, least, one)
+    found = within_bounds(point, least)
     for _ in range(LINEARIZATIONS):
         at = found.requires_grad_()
         tightest = violations(at).max()
@@ -78,13 +77,12 @@ def nearest_within(point: Tensor, least: Tensor, violations: Violations) -> Tens
 
 def _onto_halfspace(point: Tensor, least: Tensor, normal: Tensor, limit: Tensor) -> Tensor:
     """Nearest to ``point`` with ``normal @ x <= limit`` within the bounds, by its multiplier."""
-    one = torch.ones((), device=point.device, dtype=point.dtype)
     low = torch.zeros((), device=point.device, dtype=point.dtype)
     steepest = (normal * normal).mean().sqrt().clamp_min(1e-12)
     high = 2.0 * (point.abs().max() + 1.0) / steepest
-    outside = normal @ torch.clamp(point, least, one) > limit
+    outside = normal @ within_bounds(point, least) > limit
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        over = normal @ torch.clamp(point - middle * normal, least, one) > limit
+        over = normal @ within_bounds(point - middle * normal, least) > limit
         low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-    return torch.clamp(point - torch.where(outside, high, 0.0) * normal, least, one)
+    return within_bounds(point - torch.where(outside, high, 0.0) * normal, least)

@@ -58,7 +58,12 @@ class KeepRatioMover(ABC):
         self._adam.step()
         self.keep_ratios.grad = None
         with torch.no_grad():
-            self.keep_ratios.copy_(torch.clamp(self.keep_ratios, self.least, torch.ones(())))
+            self.keep_ratios.copy_(within_bounds(self.keep_ratios, self.least))
+
+
+def within_bounds(keep_ratios: Tensor, least: Tensor) -> Tensor:
+    """(groups,) clamped to [least, 1]; without a scalar tensor, which would live on the host."""
+    return torch.maximum(keep_ratios, least).clamp_max(1.0)
 
 
 def fit_to_budget(
@@ -71,4 +76,4 @@ def fit_to_budget(
         with torch.no_grad():
             per_log = (slope * keep_ratios).sum().clamp_min(1e-6)
             scaled = keep_ratios * torch.exp((-violation / per_log).clamp(-0.5, 0.5))
-            keep_ratios.copy_(torch.clamp(scaled, least, torch.ones(())))
+            keep_ratios.copy_(within_bounds(scaled, least))
