@@ -20,7 +20,12 @@ from dsa_hw.choices import WidthChoices
 from dsa_hw.memory import PeakMemory
 from dsa_hw.rounding import Constraint, Rounded, round_widths
 
+LEAST_ROUNDS = 4
+"""One round sees the machine in one state, which lasts longer than the round: a verdict takes
+several, spread over the time that they need (docs/decisions.md)."""
 ROUNDS = 5
+OWN_WEIGHT = 0.25
+"""How far a network's own measurements are believed, beside the corrected prediction."""
 AIM = 0.979
 """Of the target: the state of a shared machine moves a finished network by 2% either way between
 the loop and the last measurement (docs/decisions.md)."""
@@ -125,8 +130,8 @@ class TargetLoop:
 
     Each round's measurement is noisy by some per cent for as long as the machine's state lasts, and
     the networks of the rounds are neighbours. So predictions are corrected by all rounds together,
-    and a round's use of the target is believed half by its own measurement and half by the
-    corrected prediction.
+    and a network's use of the target is believed mostly by the corrected prediction, and less by
+    its own measurements.
     """
 
     def __init__(self) -> None:
@@ -139,14 +144,16 @@ class TargetLoop:
 
     def add(self, turn: LoopRound) -> bool:
         """Take in a round; returns whether it was the last one."""
-        repeated = any(r.widths == turn.widths for r in self.rounds)
         self.rounds.append(turn)
         accepted = ACCEPTED[0] <= self.use(turn) <= ACCEPTED[1]
-        return accepted or len(self.rounds) == ROUNDS or (repeated and len(self.rounds) > 2)
+        return len(self.rounds) == ROUNDS or (accepted and len(self.rounds) >= LEAST_ROUNDS)
 
     def use(self, turn: LoopRound) -> float:
         """Measured over target, as far as it is believed."""
-        return turn.use * math.exp((math.log(self.correction) - turn.log_error) / 2)
+        own = [r.log_error for r in self.rounds if r.widths == turn.widths]
+        pooled = math.log(self.correction)
+        believed = pooled + OWN_WEIGHT * (sum(own) / len(own) - pooled)
+        return turn.use * math.exp(believed - turn.log_error)
 
     @property
     def best(self) -> LoopRound:

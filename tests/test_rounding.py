@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dsa_hw.baselines import allocate_uniform
 from dsa_hw.budgets import ModelledLatency
 from dsa_hw.choices import WidthChoices, merged_choices
-from dsa_hw.closed_loop import AIM, Timed, allocate
+from dsa_hw.closed_loop import AIM, ROUNDS, Timed, allocate
 from dsa_hw.errors import InfeasibleBudget
 from dsa_hw.integer_program import decompose
 from dsa_hw.rounding import Constraint, closeness, kept_importance, round_widths
@@ -186,7 +186,7 @@ def test_the_loop_corrects_a_wrong_model(bias: float) -> None:
     chosen = found.chosen
     assert chosen is not None
     assert 0.97 <= chosen.use <= 1.0
-    assert len(found.rounds) <= 4
+    assert len(found.rounds) <= ROUNDS
 
 
 def test_the_loop_is_steadier_than_its_measurements() -> None:
@@ -203,7 +203,7 @@ def test_the_loop_is_steadier_than_its_measurements() -> None:
         found = allocate(WIDE, values, [budget], measure)
         misses.append(1.1 * float(chain_cost(found.widths[None])[0]) / 30_000.0 - AIM)
     # believing the last measurement alone would miss by as much as the noise
-    assert float(np.sqrt(np.mean(np.square(misses)))) < 0.75 * noise
+    assert float(np.sqrt(np.mean(np.square(misses)))) < 0.6 * noise
 
 
 def test_the_loop_follows_a_target_that_drifts_with_the_machine() -> None:
@@ -214,7 +214,7 @@ def test_the_loop_follows_a_target_that_drifts_with_the_machine() -> None:
         return Timed(ms, (ms, ms), 1.25 * 30_000.0)  # the dense network too
 
     found = allocate(WIDE, closeness(WIDE, np.full(6, 100.0)), [budget], measure)
-    assert len(found.rounds) == 1
+    assert len({r.widths for r in found.rounds}) == 1
     assert found.chosen is not None
     assert 0.97 <= found.chosen.use <= 1.0
 
