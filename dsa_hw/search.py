@@ -74,8 +74,8 @@ class SearchSettings:
     fallen: float = 0.95
     beta2: tuple[float, float] = (2.0, 50.0)
     budget_ramp: float = 0.6
-    validation_every: int = 4
-    keep_ratio_lr: float = 0.02
+    validation_every: int = 8
+    keep_ratio_lr: float = 0.04
     constraint: ConstraintMethod = "projection"
     stochastic: bool = False
     log_every: int = 10
