@@ -3,7 +3,11 @@
 Each model is profiled from an empty table. Then random networks on the steps (half of them every
 group by itself, half around a common keep ratio), and networks off the steps, are timed twice, in
 two passes some minutes apart: the difference of the passes is the machine's own noise. Beside the
-model's errors stand those of the plain sum of the table and of a predictor proportional to FLOPs.
+model's errors stand those of the plain sum of the table and of a predictor proportional to FLOPs,
+and for one network those of a grid over all channel counts at a step of 8.
+
+One thread: two of a shared machine's cores are slowed by other guests at different times, and the
+benchmark is about the model.
 """
 
 from __future__ import annotations
@@ -21,22 +25,28 @@ from rich.table import Table
 
 from benchmarks import harness
 from dsa_hw.budgets import flops_budget
+from dsa_hw.calibration import calibrate
 from dsa_hw.choices import WidthChoices
 from dsa_hw.config import ProfileConfig
 from dsa_hw.console import Progress
 from dsa_hw.coupling import find_coupling
 from dsa_hw.deployed import DeployedGraph, export_onnx
-from dsa_hw.latency_model import LatencyModel, uncalibrated
+from dsa_hw.latency_model import LatencyModel, channel_ranges, uncalibrated
 from dsa_hw.pipeline import build_model, configured_backend, configured_table, example_for
 from dsa_hw.profiling import CalibratedModel, profile_network
 from profilers.backends import Backend
 from profilers.collect import Request, collect
+from profilers.grid import Grid, grid_requests
+from profilers.spec import LayerSpec
 from profilers.table import LatencyTable, NetworkKey
 
 NAME = "latency_prediction"
 MODELS = ("resnet18", "cifar_resnet56", "mobilenet_v2", "vgg11_bn", "resnet50", "densenet121")
 LEAST_KEEP_RATIO = 0.25
 OFF_STEP = 4
+EXHAUSTIVE_STEP = 8
+EXHAUSTIVE_MODEL = "cifar_resnet56"
+THREADS = 1
 ROUNDS = 4
 """Rounds of each network in each of the two passes."""
 
@@ -66,18 +76,19 @@ def main(argv: list[str] | None = None) -> None:
         figures[model] = harness.once(
             saved, functools.partial(_measure, model, sample, folder, progress)
         )
-    backend = configured_backend(ProfileConfig())
+    backend = configured_backend(ProfileConfig(threads=THREADS))
     harness.finish(NAME, options, figures, harness.provenance(backend.provenance()), _show(figures))
 
 
 def _measure(name: str, sample: Sample, folder: Path, progress: Progress) -> dict[str, Any]:
-    config = ProfileConfig(model=name, table=str(folder / f"{name}.jsonl"))
+    config = ProfileConfig(model=name, table=str(folder / f"{name}.jsonl"), threads=THREADS)
     folder.mkdir(parents=True, exist_ok=True)
     backend = configured_backend(config)
     model, example = build_model(config), example_for(config)
     graph = DeployedGraph(export_onnx(model, example), find_coupling(model, example))
     started = time.perf_counter()
     table = configured_table(config, backend)
+    begun_before = len(table.rounds)
     profiled = profile_network(graph, backend, table, on_progress=progress)
     seconds = time.perf_counter() - started
     progress.say(f"{name}: profiled in {seconds:.0f} s")
@@ -92,6 +103,11 @@ def _measure(name: str, sample: Sample, folder: Path, progress: Progress) -> dic
     )
     measured = (first + second) / 2
     count = len(on)
+    grid = {}
+    if name == EXHAUSTIVE_MODEL:
+        model, entries = _exhaustive(graph, backend, table, profiled.latency, folder, progress)
+        grid = {"exhaustive_measurements": entries}
+        grid |= errors("exhaustive_", predicted(model, on), measured[:count])
     return {
         **errors("", predicted(profiled.latency.model, on), measured[:count]),
         **errors("flops_", _by_flops(graph, table, on), measured[:count]),
@@ -99,10 +115,13 @@ def _measure(name: str, sample: Sample, folder: Path, progress: Progress) -> dic
         **errors("off_steps_", predicted(profiled.latency.model, off), measured[count:]),
         "noise_pct": float(np.mean(np.abs(first[:count] / second[:count] - 1.0))) * 100.0,
         "heldout_mape_pct": profiled.latency.calibration.heldout_mape_pct,
+        **grid,
         "profile_s": seconds,
+        "entries_before": begun_before,
         "measurements": profiled.collected.measured,
+        "layer_measurements": sum(1 for _ in table.layers()),
         "unstable": profiled.collected.unstable,
-        "exhaustive_measurements_step_8": exhaustive(graph, choices),
+        "exhaustive_measurements_step_8": exhaustive(graph, choices, EXHAUSTIVE_STEP),
         "calibration_networks": len(profiled.latency.calibration.points),
         "networks": [
             {"widths": w, "predicted_ms": p, "first_ms": a, "second_ms": b}
@@ -200,15 +219,40 @@ def errors(prefix: str, guess: np.ndarray, measured: np.ndarray) -> dict[str, fl
     }
 
 
-def exhaustive(graph: DeployedGraph, choices: WidthChoices, step: int = 8) -> int:
+def exhaustive(graph: DeployedGraph, choices: WidthChoices, step: int) -> int:
     """Measurements that a grid over all channel counts at ``step`` would take."""
-    from dsa_hw.latency_model import channel_ranges
+    return sum(len(grid.pairs()) for grid in _all_widths(graph, choices, step).values())
 
-    total = 0
-    for spec, ranges in channel_ranges(graph, choices).items():
-        counts = [1 if low == high else high // step for low, high in ranges]
-        total += counts[1] if spec.tied else counts[0] * counts[1]
-    return total
+
+def _all_widths(graph: DeployedGraph, choices: WidthChoices, step: int) -> dict[LayerSpec, Grid]:
+    def side(low: int, high: int) -> tuple[int, ...]:
+        return (high,) if low == high else (*range(step, high, step), high)
+
+    return {
+        spec: Grid((1,) if spec.tied else side(*cin), side(*cout), spec.tied)
+        for spec, (cin, cout) in channel_ranges(graph, choices).items()
+    }
+
+
+def _exhaustive(
+    graph: DeployedGraph,
+    backend: Backend,
+    table: LatencyTable,
+    sampled: CalibratedModel,
+    folder: Path,
+    progress: Progress,
+) -> tuple[LatencyModel, int]:
+    """A model from all channel counts, calibrated on the same networks; and what it took."""
+    step = EXHAUSTIVE_STEP
+    full = LatencyTable.open(folder / f"{EXHAUSTIVE_MODEL}.exhaustive.jsonl", table.provenance)
+    full.absorb(table)
+    grids = _all_widths(graph, sampled.choices, step)
+    requests = [request for spec, grid in grids.items() for request in grid_requests(spec, grid)]
+    collect(full, backend, requests, on_progress=lambda d, n: progress("exhaustive", d, n))
+    model = LatencyModel(graph, full, sampled.choices, dict.fromkeys(sampled.steps, step))
+    networks = [key for key in table.networks() if key.network == graph.digest]
+    fit = calibrate(model, full, networks)
+    return model.with_coefficients(fit.coefficients), len(requests)
 
 
 def _show(figures: dict[str, Any]) -> Table:

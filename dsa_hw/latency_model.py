@@ -20,7 +20,7 @@ from dsa_hw.choices import WidthChoices
 from dsa_hw.deployed import DeployedGraph, Layer
 from profilers.collect import Request
 from profilers.errors import MissingMeasurement
-from profilers.grid import grid_requests, knots
+from profilers.grid import Grid, first_grid, grid_requests, refined_grid
 from profilers.spec import LayerSpec
 from profilers.table import LatencyTable, LayerKey
 
@@ -71,14 +71,35 @@ def channel_ranges(
     return ranges
 
 
+def first_grids(
+    graph: DeployedGraph, choices: WidthChoices, steps: Mapping[str, int]
+) -> dict[LayerSpec, Grid]:
+    """The least that the table must hold of every spec."""
+    return {
+        spec: first_grid(spec, cin, cout, steps[spec.kind])
+        for spec, (cin, cout) in channel_ranges(graph, choices).items()
+    }
+
+
 def table_requests(
     graph: DeployedGraph, choices: WidthChoices, steps: Mapping[str, int]
 ) -> list[Request]:
-    """Everything that ``LatencyModel`` reads from a table for this network."""
-    requests = []
-    for spec, (cin, cout) in channel_ranges(graph, choices).items():
-        requests += grid_requests(spec, cin, cout, steps[spec.kind])
-    return requests
+    """Everything that ``LatencyModel`` needs in a table for this network."""
+    grids = first_grids(graph, choices, steps)
+    return [request for spec, grid in grids.items() for request in grid_requests(spec, grid)]
+
+
+def refined_grids(
+    first: Mapping[LayerSpec, Grid], table: LatencyTable, steps: Mapping[str, int]
+) -> dict[LayerSpec, Grid]:
+    """The grids with all the knots that the table has whole rows of."""
+    measured: dict[LayerSpec, set[tuple[int, int]]] = {spec: set() for spec in first}
+    for key in table.layers():
+        if key.spec in measured:
+            measured[key.spec].add((key.cin, key.cout))
+    return {
+        spec: refined_grid(grid, measured[spec], steps[spec.kind]) for spec, grid in first.items()
+    }
 
 
 class LatencyModel:
@@ -109,8 +130,8 @@ class LatencyModel:
         self.steps = dict(steps)
         self.coefficients = coefficients or uncalibrated(graph)
         self.device = torch.device(device)
-        ranges = channel_ranges(graph, choices)
-        surfaces = {s: _surface(table, s, *r, steps[s.kind]) for s, r in ranges.items()}
+        self.grids = refined_grids(first_grids(graph, choices, steps), table, steps)
+        surfaces = {spec: _surface(table, spec, grid) for spec, grid in self.grids.items()}
         self._build(graph.layers, surfaces)
 
     def with_coefficients(self, coefficients: Coefficients) -> LatencyModel:
@@ -230,18 +251,9 @@ class _Surface:
         )
 
 
-def _surface(
-    table: LatencyTable,
-    spec: LayerSpec,
-    cin: Range,
-    cout: Range,
-    step: int,
-) -> _Surface:
-    outs = knots(*cout, step)
-    ins = [1] if spec.tied else knots(*cin, step)
-    times = np.array(
-        [[_time_ms(table, spec, o if spec.tied else i, o) for o in outs] for i in ins], float
-    )
+def _surface(table: LatencyTable, spec: LayerSpec, grid: Grid) -> _Surface:
+    ins, outs = grid.ins, grid.outs
+    times = np.array([[_time_ms(table, spec, *grid.pair(i, o)) for o in outs] for i in ins], float)
     knots_in, knots_out = np.array(ins, float), np.array(outs, float)
     if len(ins) == 1:
         knots_in, times = np.append(knots_in, knots_in + 1), np.repeat(times, 2, axis=0)

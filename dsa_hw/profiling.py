@@ -12,6 +12,7 @@ from dsa_hw.calibration import Calibration, calibrate
 from dsa_hw.choices import WidthChoices, width_choices
 from dsa_hw.deployed import DeployedGraph
 from dsa_hw.latency_model import LatencyModel, table_requests
+from dsa_hw.refinement import Refinement
 from profilers.backends import Backend
 from profilers.collect import Collected, Request, collect
 from profilers.errors import MissingMeasurement
@@ -23,6 +24,9 @@ Progress = Callable[[str, int, int], None]
 
 
 LEAST_NETWORKS = 4
+GOOD_PCT = 1.5
+"""Held-out error at which the knots are dense enough."""
+REFINEMENTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,9 @@ def profile_network(
 ) -> ProfiledNetwork:
     """Measure steps, layers and whole networks where the table lacks them, and calibrate.
 
+    While the held-out error is not good, more knots are put where surfaces bend, in at most
+    ``REFINEMENTS`` turns.
+
     Args:
         networks: whole networks of random widths for calibration, the dense one included.
         rounds: of each layer; networks and the sweeps for steps get twice as many.
@@ -79,7 +86,17 @@ def profile_network(
             "networks", [Request(k, lambda w=k.widths: graph.resized(w)) for k in keys], 2 * rounds
         )
     )
-    return ProfiledNetwork(latency_model(graph, table), _sum(parts))
+    latency = latency_model(graph, table)
+    for _ in range(REFINEMENTS):
+        if latency.calibration.heldout_mape_pct <= GOOD_PCT:
+            break
+        parts.append(measure("bends", Refinement(latency.model).probes(), rounds))
+        rows = Refinement(latency.model).rows()
+        parts.append(measure("refinement", rows, rounds))
+        if not rows:
+            break
+        latency = latency_model(graph, table)
+    return ProfiledNetwork(latency, _sum(parts))
 
 
 def latency_model(graph: DeployedGraph, table: LatencyTable) -> CalibratedModel:
