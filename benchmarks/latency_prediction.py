@@ -2,7 +2,9 @@
 
 Each model is profiled from an empty table. Then random networks on the steps (half of them every
 group by itself, half around a common keep ratio), and networks off the steps, are timed twice, in
-two passes some minutes apart: the difference of the passes is the machine's own noise. Beside the
+two passes: the difference of the passes is the machine's own noise. Networks that were used for the
+calibration are timed again in each pass, and say how fast the machine is now: the drift since the
+table was measured is taken off, as the pipeline does with the dense network. Beside the
 model's errors stand those of the plain sum of the table and of a predictor proportional to FLOPs,
 and for one network those of a grid over all channel counts at a step of 8.
 
@@ -47,8 +49,10 @@ OFF_STEP = 4
 EXHAUSTIVE_STEP = 8
 EXHAUSTIVE_MODEL = "cifar_resnet56"
 THREADS = 1
-ROUNDS = 4
+ROUNDS = 6
 """Rounds of each network in each of the two passes."""
+ANCHORS = 8
+"""Calibration networks that are timed again in each pass."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,12 @@ def _measure(name: str, sample: Sample, folder: Path, progress: Progress) -> dic
     rng = np.random.default_rng(20_000)
     on = _draw(sample.on_steps, used, lambda turn: on_steps(choices, rng, turn))
     off = _draw(sample.off_steps, used, lambda turn: off_steps(graph, choices, rng))
-    first, second = (
+    (first, first_speed), (second, second_speed) = (
         _time(graph, backend, table, folder / f"{name}.{part}.jsonl", on + off, progress)
         for part in ("first", "second")
     )
+    undrifted = (first + second) / 2
+    first, second = first / first_speed, second / second_speed
     measured = (first + second) / 2
     count = len(on)
     grid = {}
@@ -113,6 +119,8 @@ def _measure(name: str, sample: Sample, folder: Path, progress: Progress) -> dic
         **errors("flops_", _by_flops(graph, table, on), measured[:count]),
         **errors("uncalibrated_", predicted(_plain(profiled.latency), on), measured[:count]),
         **errors("off_steps_", predicted(profiled.latency.model, off), measured[count:]),
+        **errors("with_drift_", predicted(profiled.latency.model, on), undrifted[:count]),
+        "drift": [first_speed, second_speed],
         "noise_pct": float(np.mean(np.abs(first[:count] / second[:count] - 1.0))) * 100.0,
         "heldout_mape_pct": profiled.latency.calibration.heldout_mape_pct,
         **grid,
@@ -177,15 +185,18 @@ def _time(
     path: Path,
     networks: Networks,
     progress: Progress,
-) -> np.ndarray:
-    """(networks,) ms, drift-corrected to the table's nominal speed; in a table of their own."""
+) -> tuple[np.ndarray, float]:
+    """(networks,) ms in a table of their own; and now over then, by the anchors."""
     own = LatencyTable.open(path, table.provenance)
+    anchors = [key for key in table.networks() if key.network == graph.digest][:ANCHORS]
     keys = [NetworkKey(graph.digest, widths) for widths in networks]
-    requests = [Request(key, lambda w=key.widths: graph.resized(w)) for key in keys]
+    requests = [Request(k, lambda w=k.widths: graph.resized(w)) for k in keys + anchors]
     collect(
         own, backend, requests, rounds=ROUNDS, on_progress=lambda d, n: progress(path.stem, d, n)
     )
-    return np.array([own.measurement(key).median_ms for key in keys])
+    logs = [np.log(t.measurement(k).median_ms) for t in (own, table) for k in anchors]
+    speed = float(np.exp(np.mean(logs[: len(anchors)]) - np.mean(logs[len(anchors) :])))
+    return np.array([own.measurement(key).median_ms for key in keys]), speed
 
 
 def predicted(model: LatencyModel, networks: Networks) -> np.ndarray:

@@ -24,6 +24,9 @@ Progress = Callable[[str, int, int], None]
 
 
 LEAST_NETWORKS = 4
+NETWORK_SHARE = 4
+"""Rounds of a whole network for one of a layer. They are spread among those of the layers: what
+isolated layers miss must not be mixed up with how fast the machine was at another time."""
 GOOD_PCT = 1.5
 """Held-out error at which the knots are dense enough."""
 REFINEMENTS = 2
@@ -68,7 +71,7 @@ def profile_network(
 
     Args:
         networks: whole networks of random widths for calibration, the dense one included.
-        rounds: of each layer; networks and the sweeps for steps get twice as many.
+        rounds: of each layer; the sweeps for steps get twice as many, networks four times.
     """
 
     def measure(what: str, requests: list[Request], rounds: int) -> Collected:
@@ -79,13 +82,10 @@ def profile_network(
     parts = [measure("steps", sweep_requests(specs), 2 * rounds)]
     steps = find_steps(table, specs)
     choices = width_choices(graph, steps)
-    parts.append(measure("layers", table_requests(graph, choices, steps), rounds))
+    layers = table_requests(graph, choices, steps)
     keys = calibration_networks(graph, choices, networks, seed)
-    parts.append(
-        measure(
-            "networks", [Request(k, lambda w=k.widths: graph.resized(w)) for k in keys], 2 * rounds
-        )
-    )
+    whole = [Request(k, lambda w=k.widths: graph.resized(w), NETWORK_SHARE) for k in keys]
+    parts.append(measure("layers and networks", layers + whole, rounds))
     latency = latency_model(graph, table)
     for _ in range(REFINEMENTS):
         if latency.calibration.heldout_mape_pct <= GOOD_PCT:

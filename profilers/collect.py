@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import statistics
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,8 +23,12 @@ LAYER_PLAN = SamplePlan(sample_ms=2.0, samples=3, warmup_ms=5.0)
 NETWORK_PLAN = SamplePlan(sample_ms=8.0, samples=3, warmup_ms=12.0)
 REFERENCE_PLAN = SamplePlan(sample_ms=2.0, samples=3, warmup_ms=5.0)
 REFERENCE_EVERY_S = 0.25
+REFERENCE_READINGS = 31
+"""The machine's speed is the median of so many readings: one is off by 10% as often as not where
+other guests of the host come and go, and would put its own noise on what it corrects."""
 UNSTABLE_SPREAD_PCT = 8.0
 EXTRA_ROUNDS = 2
+FIRST_READINGS = 9
 
 REFERENCE_SPEC = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 28x28 b1 fp32 +relu")
 REFERENCE_CHANNELS = 128
@@ -30,10 +36,15 @@ REFERENCE_CHANNELS = 128
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One thing to measure: its key, and the ONNX model that is it (built when needed)."""
+    """One thing to measure: its key, and the ONNX model that is it (built when needed).
+
+    Args:
+        share: it gets so many times the rounds of the others, spread evenly among theirs.
+    """
 
     key: Key
     model: Callable[[], bytes]
+    share: int = 1
 
     @classmethod
     def layer(cls, spec: LayerSpec, cin: int, cout: int) -> Request:
@@ -64,7 +75,7 @@ class Reference:
             return runner.take_round(REFERENCE_PLAN).median_ms
 
 
-def nominal_reference_ms(backend: Backend, rounds: int = 5) -> float:
+def nominal_reference_ms(backend: Backend, rounds: int = REFERENCE_READINGS) -> float:
     """The reference kernel's time for a new table's header: the median of a few rounds."""
     reference = Reference(backend)
     return sorted(reference.measure_ms() for _ in range(rounds))[rounds // 2]
@@ -94,7 +105,9 @@ def collect(
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Collected:
-    """Bring every request to ``rounds`` rounds in the table; what it has is not measured again.
+    """Bring every request to ``rounds`` rounds (times its share) in the table.
+
+    What the table has is not measured again.
 
     A request whose rounds still differ by more than ``UNSTABLE_SPREAD_PCT`` (of their median)
     gets up to ``EXTRA_ROUNDS`` more; if that does not settle it, it is counted as unstable.
@@ -108,15 +121,15 @@ def collect(
     """
     start = time.perf_counter()
     unique = {r.key: r for r in requests}
-    missing = [r for r in unique.values() if len(table.rounds.get(r.key, ())) < rounds]
+    missing = [r for r in unique.values() if _lacking(table, r, rounds)]
     if missing:
         _refuse_to_mix(table, backend, len(missing))
-    todo = [r for r in missing for _ in range(rounds - len(table.rounds.get(r.key, ())))]
     session = _Session(table, backend, random.Random(seed), on_progress)
-    session.take(missing, rounds, planned=len(todo))
+    session.take(missing, rounds, planned=sum(_lacking(table, r, rounds) for r in missing))
     for extra in range(EXTRA_ROUNDS):
         unsettled = [r for r in missing if _spread_pct(table, r.key) > UNSTABLE_SPREAD_PCT]
-        session.take(unsettled, rounds + extra + 1, planned=session.done + len(unsettled))
+        more = sum(r.share for r in unsettled)
+        session.take(unsettled, rounds + extra + 1, planned=session.done + more)
     unstable = sum(_spread_pct(table, r.key) > UNSTABLE_SPREAD_PCT for r in missing)
     return Collected(
         measured=len(missing),
@@ -124,6 +137,10 @@ def collect(
         unstable=unstable,
         seconds=time.perf_counter() - start,
     )
+
+
+def _lacking(table: LatencyTable, request: Request, rounds: int) -> int:
+    return max(0, rounds * request.share - len(table.rounds.get(request.key, ())))
 
 
 def _refuse_to_mix(table: LatencyTable, backend: Backend, missing: int) -> None:
@@ -141,13 +158,15 @@ class _Station:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._reference = Reference(backend)
-        self._reference_ms = 0.0
+        self._readings: deque[float] = deque(maxlen=REFERENCE_READINGS)
         self._reference_at = float("-inf")
 
     def measure(self, request: Request) -> tuple[Round, float]:
-        """One round, and the reference's time just before it."""
-        if time.perf_counter() - self._reference_at > REFERENCE_EVERY_S:
-            self._reference_ms = self._reference.measure_ms()
+        """One round, and the reference's time of late."""
+        if not self._readings:
+            self._readings.extend(self._reference.measure_ms() for _ in range(FIRST_READINGS))
+        elif time.perf_counter() - self._reference_at > REFERENCE_EVERY_S:
+            self._readings.append(self._reference.measure_ms())
             self._reference_at = time.perf_counter()
         model = request.model()
         if isinstance(request.key, LayerKey):
@@ -155,7 +174,7 @@ class _Station:
         else:
             opened, plan = self._backend.open(model), NETWORK_PLAN
         with opened as runner:
-            return runner.take_round(plan), self._reference_ms
+            return runner.take_round(plan), statistics.median(self._readings)
 
 
 class _Session:
@@ -177,8 +196,10 @@ class _Session:
         self.done = 0
 
     def take(self, requests: Sequence[Request], rounds: int, planned: int) -> None:
-        """Rounds in passes: each pass gives every request that lacks one a round, shuffled."""
-        while pending := [r for r in requests if len(self._table.rounds.get(r.key, ())) < rounds]:
+        """Rounds in passes: each pass gives every request its share of what it lacks, shuffled."""
+        while pending := [
+            r for r in requests for _ in range(min(r.share, _lacking(self._table, r, rounds)))
+        ]:
             self._shuffler.shuffle(pending)
             waiting = iter(pending)
             if len(self._stations) == 1:
