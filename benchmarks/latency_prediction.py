@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks import harness
 from dsa_hw.budgets import flops_budget
 from dsa_hw.calibration import calibrate
-from dsa_hw.choices import WidthChoices
+from dsa_hw.choices import WidthChoices, random_off_steps
 from dsa_hw.config import ProfileConfig
 from dsa_hw.console import Progress
 from dsa_hw.coupling import find_coupling
@@ -45,7 +45,6 @@ from profilers.table import LatencyTable, NetworkKey
 NAME = "latency_prediction"
 MODELS = ("resnet18", "cifar_resnet56", "mobilenet_v2", "vgg11_bn", "resnet50", "densenet121")
 LEAST_KEEP_RATIO = 0.25
-OFF_STEP = 4
 EXHAUSTIVE_STEP = 8
 EXHAUSTIVE_MODEL = "cifar_resnet56"
 THREADS = 1
@@ -100,7 +99,7 @@ def _measure(name: str, sample: Sample, folder: Path, progress: Progress) -> dic
     choices = profiled.latency.choices
     rng = np.random.default_rng(20_000)
     on = _draw(sample.on_steps, used, lambda turn: on_steps(choices, rng, turn))
-    off = _draw(sample.off_steps, used, lambda turn: off_steps(graph, choices, rng))
+    off = _draw(sample.off_steps, used, lambda turn: random_off_steps(graph, choices, rng))
     (first, first_speed), (second, second_speed) = (
         _time(graph, backend, table, folder / f"{name}.{part}.jsonl", on + off, progress)
         for part in ("first", "second")
@@ -162,20 +161,6 @@ def on_steps(choices: WidthChoices, rng: np.random.Generator, turn: int) -> tupl
     offered = [[w for w in allowed if w >= LEAST_KEEP_RATIO * allowed[-1]]
                for allowed in choices.widths]  # fmt: skip
     return tuple(int(rng.choice(widths)) for widths in offered)
-
-
-def off_steps(
-    graph: DeployedGraph, choices: WidthChoices, rng: np.random.Generator
-) -> tuple[int, ...]:
-    """Widths at multiples of 4 (of a whole group's atom where that is wider), 25 to 100%."""
-    widths = []
-    for group, allowed in zip(graph.coupling.groups, choices.widths, strict=True):
-        unit = int(np.lcm(OFF_STEP, group.atom_channels))
-        dense = allowed[-1]
-        low = int(np.ceil(LEAST_KEEP_RATIO * dense / unit))
-        free = len(allowed) > 1 and dense // unit > low
-        widths.append(int(rng.integers(low, dense // unit + 1)) * unit if free else dense)
-    return tuple(widths)
 
 
 def _time(

@@ -2,15 +2,18 @@
 
 What isolated layers miss (call overhead, residual adds, pooling, layout changes, caches) shows in
 whole networks. The fit is non-negative least squares on relative errors with a ridge toward "the
-table is right" (scales 1, all else 0), its strength chosen by leave-one-out.
+table is right" (scales 1, all else 0), its strength chosen by leave-one-out. Networks with widths
+between steps say afterwards what those cost beside the step that is charged for them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.optimize import nnls
 
 from dsa_hw.latency_model import Coefficients, LatencyModel
@@ -62,8 +65,10 @@ def calibrate(
 
     Args:
         model: any calibration of it; only the table's layer times are used.
-        networks: at least four, measured.
+        networks: measured, at least four of them on steps.
     """
+    off_steps = [key for key in networks if not model.choices.allow(key.widths)]
+    networks = [key for key in networks if model.choices.allow(key.widths)]
     measured = [table.measurement(key) for key in networks]
     rows = [model.features(key.widths) for key in networks]
     kinds = list(rows[0])
@@ -79,8 +84,24 @@ def calibrate(
         scales={k: values[k] for k in model.coefficients.scales},
         rates_ms={k: values[k] for k in model.coefficients.rates_ms},
     )
+    surcharge = _off_step(model.with_coefficients(coefficients), table, off_steps)
+    coefficients = dataclasses.replace(coefficients, off_step=surcharge)
     points = _points(networks, heldout[ridge], measured)
     return Calibration(coefficients, points, ridge)
+
+
+def _off_step(model: LatencyModel, table: LatencyTable, networks: Sequence[NetworkKey]) -> float:
+    """The non-negative surcharge that fits networks with widths between steps; 0 without any."""
+    if not networks:
+        return 0.0
+    times = np.array([table.measurement(key).median_ms for key in networks])
+    widths = torch.tensor([key.widths for key in networks], dtype=torch.float32)
+    without = model.staircase_ms(widths).double().numpy()
+    doubled = model.with_coefficients(dataclasses.replace(model.coefficients, off_step=1.0))
+    charged = (doubled.staircase_ms(widths).double().numpy() - without) / times
+    if not charged.any():
+        return 0.0
+    return max(0.0, float(charged @ (1.0 - without / times) / (charged @ charged)))
 
 
 def _fit(design: np.ndarray, times: np.ndarray, prior: np.ndarray, ridge: float) -> np.ndarray:

@@ -32,6 +32,10 @@ class WidthChoices:
         """(groups,) largest widths."""
         return np.array([w[-1] for w in self.widths])
 
+    def allow(self, widths: Sequence[int]) -> bool:
+        """Whether these are widths on steps."""
+        return all(w in allowed for w, allowed in zip(widths, self.widths, strict=True))
+
     def nearest(self, widths: np.ndarray) -> np.ndarray:
         """(groups,) the allowed width with the closest logarithm."""
         return np.array(
@@ -50,6 +54,24 @@ class WidthChoices:
             offered = [w for w in allowed if w >= least_keep_ratio * allowed[-1]]
             chosen.append(min(offered, key=lambda w: abs(w - own * allowed[-1])))
         return tuple(chosen)
+
+
+def random_off_steps(
+    graph: DeployedGraph,
+    choices: WidthChoices,
+    rng: np.random.Generator,
+    part: int = 4,
+    least_keep_ratio: float = 0.25,
+) -> tuple[int, ...]:
+    """Random widths at a ``part`` of the steps (of a group's atom, where that is wider)."""
+    chosen = []
+    rows = zip(graph.coupling.groups, choices.steps, choices.dense.tolist(), strict=True)
+    for group, step, dense in rows:
+        unit = math.lcm(group.atom_channels, max(1, step // part))
+        low = math.ceil(least_keep_ratio * dense / unit)
+        free = not group.frozen and dense // unit > low
+        chosen.append(int(rng.integers(low, dense // unit + 1)) * unit if free else dense)
+    return tuple(chosen)
 
 
 def width_choices(graph: DeployedGraph, steps: Mapping[str, int]) -> WidthChoices:

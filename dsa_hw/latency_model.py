@@ -33,11 +33,14 @@ class Coefficients:
         constant_ms: c0.
         scales: by kind of layer; 1 where the table alone is right.
         rates_ms: by kind of operation, ms an element.
+        off_step: part by which a layer whose output channels are on no step costs more inside a
+            network than alone, in the staircase form.
     """
 
     constant_ms: float
     scales: Mapping[str, float]
     rates_ms: Mapping[str, float]
+    off_step: float = 0.0
 
 
 def uncalibrated(graph: DeployedGraph) -> Coefficients:
@@ -164,8 +167,11 @@ class LatencyModel:
         """Calibrated ms of every layer, (..., layers)."""
         flat = widths.reshape(-1, widths.shape[-1]).double()
         channels = torch.addmm(self._channel_constants, self._channels, flat.T)
+        surcharge = None
         if staircase:
             stepped = torch.ceil(channels / self._step - 1e-4) * self._step
+            between = (stepped - channels > 0.5) & (channels < self._most - 0.5)
+            surcharge = 1.0 + self.coefficients.off_step * between.chunk(2)[1]
             channels = torch.minimum(stepped, self._most)
         cells = torch.searchsorted(self._interior, channels.detach(), right=True)
         cin, cout = channels.chunk(2)
@@ -174,6 +180,8 @@ class LatencyModel:
             self._base + row * self._stride + column
         ].unbind(-1)
         ms = constant + by_in * cin + (by_out + by_both * cin) * cout
+        if surcharge is not None:
+            ms = ms * surcharge
         return ms.T.reshape(*widths.shape[:-1], -1).to(widths.dtype)
 
     def features(self, widths: Sequence[int]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dsa_hw.calibration import Calibration, calibrate
-from dsa_hw.choices import WidthChoices, width_choices
+from dsa_hw.choices import WidthChoices, random_off_steps, width_choices
 from dsa_hw.deployed import DeployedGraph
 from dsa_hw.latency_model import LatencyModel, table_requests
 from dsa_hw.refinement import Refinement
@@ -129,13 +129,16 @@ def latency_model(graph: DeployedGraph, table: LatencyTable) -> CalibratedModel:
 def calibration_networks(
     graph: DeployedGraph, choices: WidthChoices, count: int, seed: int
 ) -> list[NetworkKey]:
-    """The dense network and ``count - 1`` of random widths on steps (fewer if fewer exist)."""
+    """The dense network and ``count - 1`` of random widths on steps (fewer if fewer exist), and a
+    quarter as many between steps."""
     rng = np.random.default_rng(seed)
     found = {tuple(int(w) for w in choices.dense): None}
     for _ in range(20 * count):
         if len(found) == count:
             break
         found[choices.random(rng)] = None
+    for _ in range(count // 4):
+        found[random_off_steps(graph, choices, rng)] = None
     return [NetworkKey(graph.digest, widths) for widths in found]
 
 

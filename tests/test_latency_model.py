@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import Residual
-from fake_device import STEP, FakeDevice, network_ms
+from fake_device import STEP, FakeDevice, FakeRunner, conv_ms, network_ms
 from torch import Tensor, nn
 
 from dsa_hw.budgets import LatencyBudget, count, flops_budget, params_budget
@@ -18,6 +22,7 @@ from dsa_hw.pipeline import unknown_operations_warning
 from dsa_hw.profiling import ProfiledNetwork, latency_model, profile_network
 from profilers.errors import MissingMeasurement
 from profilers.table import LatencyTable, LayerKey
+from profilers.timing import Runner
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +153,10 @@ def test_missing_measurements_are_named(profiled, graph: DeployedGraph) -> None:
 
 def test_calibration_reports_errors_of_networks_left_out(profiled, graph: DeployedGraph) -> None:
     found, table = profiled
-    keys = list(table.networks())
-    points = calibrate(found.latency.model, table, keys).points
+    every = list(table.networks())
+    points = calibrate(found.latency.model, table, every).points
+    keys = [key for key in every if found.latency.choices.allow(key.widths)]
+    assert 4 <= len(keys) < len(every)
     assert [p.measured_ms for p in points] == [table.measurement(k).median_ms for k in keys]
     assert found.latency.calibration.heldout_mape_pct < 1.0
 
@@ -200,3 +207,24 @@ def test_unknown_operations_are_named() -> None:
     assert graph.unknown_operations == ("Sin",)
     assert "Sin" in unknown_operations_warning(graph)[0]
     assert {o.kind for o in graph.operations} >= {"other"}
+
+
+def test_widths_between_steps_may_cost_more_inside_a_network(graph: DeployedGraph) -> None:
+    extra = 1.2
+
+    def network_charge(cin: int, cout: int, pixels: int, taps: int) -> float:
+        return conv_ms(cin, cout, pixels, taps) * (extra if cout % STEP and cout > 10 else 1.0)
+
+    class Reordering(FakeDevice):
+        """Layers alone do not pay for it."""
+
+        @contextmanager
+        def open(self, model: bytes | Path) -> Iterator[Runner]:
+            yield FakeRunner(0.01 + network_ms(model, network_charge))
+
+    table = reference_table()
+    found = profile_network(graph, Reordering(), table, networks=24, rounds=2)
+    fitted = found.latency.calibration.coefficients.off_step
+    assert fitted == pytest.approx(extra - 1.0, rel=0.15)
+    assert found.latency.calibration.heldout_mape_pct < 1.0  # on steps, as before
+    assert len(found.latency.calibration.points) <= 24
