@@ -61,7 +61,8 @@ class MaskStore:
         laid_out = flat[self._all]
         if self._with_gradients and not laid_out.requires_grad:
             self.gates = laid_out = laid_out.requires_grad_()
-        self._by_layer = laid_out.split([len(index) for index in self._indices])
+        with torch.set_grad_enabled(laid_out.requires_grad):  # masks are set under no_grad, too
+            self._by_layer = laid_out.split([len(index) for index in self._indices])
 
 
 class _MaskedParameter(nn.Module):
