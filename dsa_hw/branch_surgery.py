@@ -9,8 +9,9 @@ names of parameters stay what they were.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,9 @@ ADDITIONS = (operator.add, operator.iadd, torch.add)
 PASSING_MODULES = (nn.Identity, nn.ReLU, nn.Dropout, nn.Dropout2d)
 PASSING_FUNCTIONS = (operator.mul, operator.imul, torch.mul, torch.relu, F.relu, F.dropout)
 """A factor >= 0 on an input is the same factor on the output."""
+OUT_OF_PLACE: Mapping[Any, Callable[..., Any]] = {
+    operator.iadd: operator.add, operator.imul: operator.mul, torch.relu_: torch.relu,
+}  # fmt: skip
 
 
 def locate_branches(
@@ -218,15 +222,10 @@ def _make_out_of_place(module: nn.Module, node: fx.Node) -> None:
     if node.op == "call_module":
         target = module.get_submodule(str(node.target))
         if getattr(target, "inplace", False):
-            target.inplace = False
+            setattr(target, "inplace", False)  # noqa: B010 - activations declare no type for it
     elif node.op == "call_function" and node.kwargs.get("inplace"):
         node.kwargs = dict(node.kwargs) | {"inplace": False}
-    elif node.op == "call_function" and node.target in IN_PLACE:
-        node.target = IN_PLACE[node.target]
+    elif node.op == "call_function" and node.target in OUT_OF_PLACE:
+        node.target = OUT_OF_PLACE[node.target]
     elif node.op == "call_method" and str(node.target).endswith("_"):
         node.target = str(node.target).removesuffix("_")
-
-
-IN_PLACE: Mapping[object, object] = {
-    operator.iadd: operator.add, operator.imul: operator.mul, torch.relu_: torch.relu,
-}  # fmt: skip

@@ -386,7 +386,8 @@ def block_cost(launch: float):
     def cost(w: np.ndarray) -> np.ndarray:
         w = w.astype(float)
         pairs = ((0, 1), (1, 2), (2, 0), (0, 3), (3, 0), (0, 4))
-        return sum((launch + w[:, a] * w[:, b]) * (w[:, a] > 0) * (w[:, b] > 0) for a, b in pairs)
+        layers = [(launch + w[:, a] * w[:, b]) * (w[:, a] > 0) * (w[:, b] > 0) for a, b in pairs]
+        return np.sum(layers, axis=0)
 
     return cost
 
@@ -407,7 +408,7 @@ def test_rounding_finds_the_best_of_all_allocations(seed: int, solver: float) ->
     rows = np.array(list(itertools.product(*choices.widths)))
     index = np.array(list(itertools.product(*(range(len(w)) for w in choices.widths))))
     agree = (rows[:, 1] == 0) == (rows[:, 2] == 0)
-    totals = sum(v[i] for v, i in zip(values, index.T, strict=True))
+    totals = np.sum([v[i] for v, i in zip(values, index.T, strict=True)], axis=0)
     best = totals[agree & (cost(rows) <= target)].max()
     assert found.value == pytest.approx(best, abs=1e-6)
     assert (found.widths[1] == 0) == (found.widths[2] == 0)
@@ -441,7 +442,6 @@ def test_values_of_removal() -> None:
 @pytest.mark.parametrize("name", ["bottlenecks", "squeezed", "spatial"])
 def test_the_integer_program_takes_gated_costs(name: str) -> None:
     """Costs stay sums over pairs of groups, so that the program proves its allocation."""
-    model, x = built(name)
     graph = inventory(name)
     steps = {layer.spec.kind: 32 for layer in graph.layers}
     latency = formula_model(graph)
