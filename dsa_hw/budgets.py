@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsa_hw.branch_gates import BranchGates, bare_layers, spread
 from dsa_hw.choices import WidthChoices, width_choices
 from dsa_hw.deployed import DeployedGraph
 from dsa_hw.errors import UserError
@@ -83,7 +84,14 @@ class ModelledLatency:
 
 
 class CountedBudget:
-    """A count that is a sum over layers of a product of their channels: FLOPs, parameters."""
+    """A count that is a sum over layers of a product of their channels: FLOPs, parameters.
+
+    A removed branch goes by its zero channels; its layers that have no internal group follow its
+    gate.
+
+    Args:
+        choices: where branches begin to fade; by single channels if None.
+    """
 
     def __init__(
         self,
@@ -93,9 +101,10 @@ class CountedBudget:
         name: str,
         unit: str,
         device: torch.device | str = "cpu",
+        choices: WidthChoices | None = None,
     ) -> None:
         self.name, self.unit, self.target = name, unit, target
-        self._graph = graph
+        self._graph, self._choices = graph, choices
         layers = graph.layers
         self._cin = _columns([x.cin.coefficients for x in layers], device)
         self._cout = _columns([x.cout.coefficients for x in layers], device)
@@ -103,6 +112,11 @@ class CountedBudget:
         self._cout_constant = _row([x.cout.constant for x in layers], device)
         self._factor = _row([self._per_pair(x.spec) for x in layers], device)
         self._tied = torch.tensor([x.spec.tied for x in layers], device=device)
+        bare = bare_layers(graph)
+        self._gates = None
+        if any(branch is not None for branch in bare):
+            self._gates = BranchGates(graph, choices or uniform_choices(graph, 1), device)
+            self._bare = self._gates.members(bare)
 
     def _per_pair(self, spec: LayerSpec) -> float:
         taps = float(np.prod(spec.kernel))
@@ -114,27 +128,43 @@ class CountedBudget:
 
     def cost(self, widths: Tensor) -> Tensor:
         """(..., groups) -> (...,)"""
+        if self._gates is None:
+            return self._per_layer(widths).sum(-1)
+        gates = spread(self._gates.smooth(widths), self._bare)
+        return (self._per_layer(widths) * gates).sum(-1)
+
+    def charged(self, widths: Tensor) -> Tensor:
+        """(..., groups) -> (...,)"""
+        if self._gates is None:
+            return self._per_layer(widths).sum(-1)
+        gates = spread(self._gates.hard(widths), self._bare)
+        return (self._per_layer(widths) * gates).sum(-1)
+
+    def _per_layer(self, widths: Tensor) -> Tensor:
         cin = widths @ self._cin + self._cin_constant
         cout = widths @ self._cout + self._cout_constant
-        return (self._factor * cout * torch.where(self._tied, torch.ones_like(cin), cin)).sum(-1)
-
-    charged = cost
+        return self._factor * cout * torch.where(self._tied, torch.ones_like(cin), cin)
 
     def to(self, device: torch.device | str) -> CountedBudget:
         """The same budget for widths on another device."""
         return CountedBudget(
-            self._graph, self.target, name=self.name, unit=self.unit, device=device
-        )
+            self._graph, self.target, name=self.name, unit=self.unit, device=device,
+            choices=self._choices,
+        )  # fmt: skip
 
 
-def flops_budget(graph: DeployedGraph, target: float) -> CountedBudget:
+def flops_budget(
+    graph: DeployedGraph, target: float, choices: WidthChoices | None = None
+) -> CountedBudget:
     """Two operations a multiply-accumulate, of convolutions and linear layers, whole batch."""
-    return CountedBudget(graph, target, name="flops", unit="FLOPs")
+    return CountedBudget(graph, target, name="flops", unit="FLOPs", choices=choices)
 
 
-def params_budget(graph: DeployedGraph, target: float) -> CountedBudget:
+def params_budget(
+    graph: DeployedGraph, target: float, choices: WidthChoices | None = None
+) -> CountedBudget:
     """Weights of convolutions and linear layers (biases and normalization are folded away)."""
-    return CountedBudget(graph, target, name="params", unit="weights")
+    return CountedBudget(graph, target, name="params", unit="weights", choices=choices)
 
 
 def _columns(values: list[np.ndarray], device: torch.device | str) -> Tensor:
@@ -185,7 +215,7 @@ class FlopsBudget:
 
     def bind(self, graph: DeployedGraph) -> tuple[Budget, WidthChoices]:
         """The budget over a network's widths."""
-        return _relative(flops_budget, graph, self.keep_ratio), _uniform_choices(graph, self.step)
+        return _relative(flops_budget, graph, self.keep_ratio, self.step)
 
 
 @dataclass(frozen=True)
@@ -197,7 +227,7 @@ class ParamsBudget:
 
     def bind(self, graph: DeployedGraph) -> tuple[Budget, WidthChoices]:
         """The budget over a network's widths."""
-        return _relative(params_budget, graph, self.keep_ratio), _uniform_choices(graph, self.step)
+        return _relative(params_budget, graph, self.keep_ratio, self.step)
 
 
 @dataclass(frozen=True)
@@ -209,8 +239,9 @@ class MemoryBudget:
 
     def bind(self, graph: DeployedGraph) -> tuple[Budget, WidthChoices]:
         """The budget over a network's widths."""
+        choices = uniform_choices(graph, self.step)
         dense = count(PeakMemory(graph, 0.0), graph.dense_widths)
-        return PeakMemory(graph, self.keep_ratio * dense), _uniform_choices(graph, self.step)
+        return PeakMemory(graph, self.keep_ratio * dense, choices=choices), choices
 
 
 def check_names(budgets: Sequence[Budget]) -> None:
@@ -234,11 +265,16 @@ def count(budget: Budget, widths: Sequence[int]) -> float:
 
 
 def _relative(
-    make: Callable[[DeployedGraph, float], CountedBudget], graph: DeployedGraph, keep_ratio: float
-) -> CountedBudget:
-    dense = count(make(graph, 0.0), graph.dense_widths)
-    return make(graph, keep_ratio * dense)
+    make: Callable[[DeployedGraph, float, WidthChoices | None], CountedBudget],
+    graph: DeployedGraph,
+    keep_ratio: float,
+    step: int,
+) -> tuple[Budget, WidthChoices]:
+    choices = uniform_choices(graph, step)
+    dense = count(make(graph, 0.0, choices), graph.dense_widths)
+    return make(graph, keep_ratio * dense, choices), choices
 
 
-def _uniform_choices(graph: DeployedGraph, step: int) -> WidthChoices:
+def uniform_choices(graph: DeployedGraph, step: int) -> WidthChoices:
+    """Multiples of ``step`` for all groups."""
     return width_choices(graph, {layer.spec.kind: step for layer in graph.layers})

@@ -10,6 +10,9 @@ import numpy as np
 
 from dsa_hw.deployed import DeployedGraph
 
+REMOVED_MOST = 0.5
+"""Part of the removable branches that a random network may lose."""
+
 
 @dataclass(frozen=True, slots=True)
 class WidthChoices:
@@ -17,15 +20,25 @@ class WidthChoices:
 
     Widths between two steps cost what the next step up costs, so only steps are offered; a frozen
     group has its dense width only.
+
+    Args:
+        together: sets of groups that have width zero together or not at all: the internal groups
+            of a branch that may be removed. Only they have a zero among their widths.
     """
 
     widths: tuple[tuple[int, ...], ...]
     steps: tuple[int, ...]
+    together: tuple[tuple[int, ...], ...] = ()
 
     @property
     def least(self) -> np.ndarray:
-        """(groups,) smallest widths."""
+        """(groups,) smallest widths; zero where a branch may be removed."""
         return np.array([w[0] for w in self.widths])
+
+    @property
+    def narrowest(self) -> np.ndarray:
+        """(groups,) smallest widths above zero."""
+        return np.array([w[1] if w[0] == 0 else w[0] for w in self.widths])
 
     @property
     def dense(self) -> np.ndarray:
@@ -36,23 +49,30 @@ class WidthChoices:
         """Whether these are widths on steps."""
         return all(w in allowed for w, allowed in zip(widths, self.widths, strict=True))
 
-    def nearest(self, widths: np.ndarray) -> np.ndarray:
-        """(groups,) the allowed width with the closest logarithm."""
-        return np.array(
-            [
-                min(allowed, key=lambda a, w=w: abs(math.log(a / max(w, 1e-9))))
-                for allowed, w in zip(self.widths, widths, strict=True)
-            ]
-        )
+    def without_removal(self) -> WidthChoices:
+        """The same choices with all branches there to stay."""
+        return WidthChoices(tuple(tuple(w for w in own if w) for own in self.widths), self.steps)
 
     def random(self, rng: np.random.Generator, least_keep_ratio: float = 0.25) -> tuple[int, ...]:
-        """Random widths on steps: a common keep ratio, and each group's own around it."""
+        """Random widths on steps: a common keep ratio, and each group's own around it.
+
+        Half of the networks lose branches, up to half of those that may be removed. Which ones
+        depends on the drawn widths alone: these are the same whether branches may be removed or
+        not, so that networks measured before are measured networks now.
+        """
         common = rng.uniform(least_keep_ratio, 1.0)
         chosen = []
         for allowed in self.widths:
             own = np.clip(common + rng.uniform(-0.35, 0.35), least_keep_ratio, 1.0)
             offered = [w for w in allowed if w >= least_keep_ratio * allowed[-1]]
             chosen.append(min(offered, key=lambda w: abs(w - own * allowed[-1])))
+        if self.together:
+            removal = np.random.default_rng(chosen)
+            rate = removal.uniform(-REMOVED_MOST, REMOVED_MOST)
+            for groups in self.together:
+                if removal.random() < rate:
+                    for group in groups:
+                        chosen[group] = 0
         return tuple(chosen)
 
 
@@ -85,21 +105,27 @@ def width_choices(graph: DeployedGraph, steps: Mapping[str, int]) -> WidthChoice
         for side in (layer.cin, layer.cout):
             for group in np.flatnonzero(side.coefficients):
                 touching[group].add(steps[layer.spec.kind])
+    together = tuple(branch.groups for branch in graph.branches)
+    removable = {group for groups in together for group in groups}
     widths, chosen_steps = [], []
-    for group, found in zip(graph.coupling.groups, touching, strict=True):
+    for index, (group, found) in enumerate(zip(graph.coupling.groups, touching, strict=True)):
         step = math.lcm(*found)
         dense = group.dense_width
         below = [] if group.frozen else list(range(step, dense, step))
-        widths.append((*below, dense))
+        widths.append((*([0] if index in removable else []), *below, dense))
         chosen_steps.append(step)
-    return WidthChoices(tuple(widths), tuple(chosen_steps))
+    return WidthChoices(tuple(widths), tuple(chosen_steps), together)
 
 
 def merged_choices(several: Sequence[WidthChoices]) -> WidthChoices:
-    """Widths that every one of several budgets' devices allows (the dense width always is)."""
+    """Widths that every one of several budgets' devices allows (the dense width always is).
+
+    Args:
+        several: of one network, so that the same branches may be removed in all.
+    """
     merged = []
     for offered in zip(*(c.widths for c in several), strict=True):
         common = set(offered[0]).intersection(*offered[1:]) | {offered[0][-1]}
         merged.append(tuple(sorted(common)))
     steps = tuple(math.lcm(*found) for found in zip(*(c.steps for c in several), strict=True))
-    return WidthChoices(tuple(merged), steps)
+    return WidthChoices(tuple(merged), steps, several[0].together)

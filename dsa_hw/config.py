@@ -56,6 +56,9 @@ class ModelConfig(DeviceConfig):
     input_shape: tuple[int, ...] | None = _option(
         None, "channels height width; the model's or the data's own if unset"
     )
+    remove_branches: bool = _option(
+        False, "whole residual branches may be removed (those with an identity shortcut)"
+    )
     seed: int = _option(0, "of weights, data order, masks and random widths")
 
 

@@ -70,6 +70,8 @@ def print_result(result: Mapping[str, Any], run_dir: str) -> None:
             f"{pruned[name] / dense[name]:.3f}",
         )
     console.print(table)
+    if removed := result.get("removed_branches"):
+        console.print(f"removed branches: {', '.join(removed)}", highlight=False, markup=False)
     seconds = result["seconds"]
     parts = ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items())
     console.print(f"minutes: {sum(seconds.values()) / 60:.1f} in all ({parts})", highlight=False)

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,15 +19,22 @@ import torch
 from onnx import helper, numpy_helper, shape_inference
 from torch import nn
 
+from dsa_hw.branches import Branch, removed_branches
 from dsa_hw.coupling import Coupling
 from dsa_hw.errors import UnsupportedModel
+from dsa_hw.onnx_branches import (
+    LAYER_OPS,
+    Region,
+    cut_regions,
+    drop_repeated_activations,
+    residual_regions,
+)
 from profilers.onnx_layers import random_weight
 from profilers.spec import FUSED_ACTIVATIONS, LayerSpec
 
 Widths = Sequence[int] | Sequence[float] | np.ndarray
 """(groups,) channels of every group."""
 
-LAYER_OPS = ("Conv", "Gemm")
 FREE_OPS = ("Constant", "Shape", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity",
             "Dropout")  # fmt: skip
 KINDS = {
@@ -108,6 +115,7 @@ def export_onnx(model: nn.Module, example_inputs: torch.Tensor) -> onnx.ModelPro
         del node.metadata_props[:]  # stack traces, with paths of this machine
         node.doc_string = ""
     del exported.graph.value_info[:]
+    drop_repeated_activations(exported.graph)
     return exported
 
 
@@ -118,12 +126,22 @@ class DeployedGraph:
         layers: in the graph's order.
         operations: what else moves data, summed up by kind.
         unknown_operations: ONNX names of those without a kind of their own, priced as ``other``.
+        branches: that may be removed; none unless asked for.
+        fixed_branches: names of those that could not be made removable; see ``FoundBranches``.
+        branch_operations: of ``operations``, what goes with each branch.
         elements: of every value between the nodes.
         precision: of weights and activations.
         digest: identifies the graph and its coupling, not its weights.
     """
 
-    def __init__(self, exported: onnx.ModelProto, coupling: Coupling, precision: str = "fp32"):
+    def __init__(
+        self,
+        exported: onnx.ModelProto,
+        coupling: Coupling,
+        precision: str = "fp32",
+        branches: Sequence[Branch] = (),
+        fixed_branches: Sequence[str] = (),
+    ) -> None:
         _unshare_weights(exported.graph)
         self.model = shape_inference.infer_shapes(exported, strict_mode=True, data_prop=True)
         self.coupling = coupling
@@ -138,7 +156,12 @@ class DeployedGraph:
         self.layers = tuple(self._layer(node) for node in self._layer_nodes())
         self.elements = {i.name: self._dense(i.name) for i in self.model.graph.input}
         self.unknown_operations: tuple[str, ...] = ()
-        self.operations = self._operations()
+        self.branches, self.fixed_branches = tuple(branches), tuple(fixed_branches)
+        self._regions = self._regions_of(self.branches)
+        self.branch_of = {
+            name: index for index, region in enumerate(self._regions) for name in region.nodes
+        }
+        self.operations, self.branch_operations = self._operations()
         self.digest = self._digest()
 
     @property
@@ -151,23 +174,60 @@ class DeployedGraph:
         backends convert it)."""
         if precision == self.precision:
             return self
+        return self._again(precision, self.branches, self.fixed_branches)
+
+    def with_branches(
+        self, branches: Sequence[Branch], fixed_branches: Sequence[str] = ()
+    ) -> DeployedGraph:
+        """The same network, these branches of which may be removed."""
+        return self._again(self.precision, branches, fixed_branches)
+
+    def _again(
+        self, precision: str, branches: Sequence[Branch], fixed_branches: Sequence[str]
+    ) -> DeployedGraph:
         exported = onnx.ModelProto()
         exported.CopyFrom(self.model)
         del exported.graph.value_info[:]
-        return DeployedGraph(exported, self.coupling, precision)
+        return DeployedGraph(exported, self.coupling, precision, branches, fixed_branches)
+
+    def regions(self) -> tuple[Region, ...]:
+        """All residual branches with an identity shortcut, removable or not."""
+        return residual_regions(self.model.graph, self._shapes)
+
+    def can_have(self, widths: Sequence[int]) -> bool:
+        """Whether zeros among ``widths`` are whole branches that may be removed."""
+        try:
+            removed_branches(self.branches, widths)
+        except ValueError:
+            return False
+        return True
+
+    def operation_elements(self, widths: Widths) -> dict[str, float]:
+        """Elements moved by operations beside the layers, by kind."""
+        found = {o.kind: o.elements(widths) for o in self.operations}
+        for branch in removed_branches(self.branches, [float(w) for w in widths]):
+            for operation in self.branch_operations[self.branches.index(branch)]:
+                found[operation.kind] -= operation.elements(widths)
+        return found
 
     def resized(self, widths: Widths, seed: int = 0) -> bytes:
         """Serialized network of these widths, with random weights.
 
         Args:
-            widths: channels of each group, multiples of its ``atom_channels``.
+            widths: channels of each group, multiples of its ``atom_channels``; a branch whose
+                internal groups have none is not in the network.
+
+        Raises:
+            ValueError: a group has width zero without its branch.
         """
         rng = np.random.default_rng(seed)
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         graph = model.graph
         del graph.value_info[:]
-        sizes = self._resized_shapes(widths)
+        gone = removed_branches(self.branches, [float(w) for w in widths])
+        cut_regions(graph, [self._regions[self.branches.index(b)] for b in gone])
+        sizes = self._resized_shapes(graph, widths)
         for tensor in graph.initializer:
             if tensor.name in sizes:
                 shape = sizes[tensor.name]
@@ -236,8 +296,17 @@ class DeployedGraph:
             return (consumers[0].op_type.lower(),)
         return ()
 
-    def _operations(self) -> tuple[Operation, ...]:
+    def _regions_of(self, branches: Sequence[Branch]) -> tuple[Region, ...]:
+        """Where the branches are in the graph."""
+        if not branches:
+            return ()
+        by_layers = {frozenset(region.layers): region for region in self.regions()}
+        return tuple(by_layers[frozenset(branch.layers)] for branch in branches)
+
+    def _operations(self) -> tuple[tuple[Operation, ...], tuple[tuple[Operation, ...], ...]]:
+        """What moves data beside the layers: in all, and within each branch."""
         sums: dict[str, Linear] = {}
+        within: list[dict[str, Linear]] = [{} for _ in self.branches]
         unknown: set[str] = set()
         elements = self.elements
         layers = dict(zip(self._module_of, self.layers, strict=True))
@@ -247,16 +316,25 @@ class DeployedGraph:
                 layer = layers[node.output[0]]
                 size = float(np.prod(layer.spec.output_size) * layer.spec.batch)
                 elements[node.output[0]] = layer.cout.scaled(size)
-                _add(sums, "weights", self._weight_elements(layer))
+                kind, moved = "weights", self._weight_elements(layer)
+                _add(sums, kind, moved)
+                self._add_within(within, node, kind, moved)
                 continue
             moved = self._follow(node, elements)
             if node.op_type in FREE_OPS or self._is_fused(node) or moved is None:
                 continue
             _add(sums, kind, moved)
+            self._add_within(within, node, kind, moved)
             if kind == "other":
                 unknown.add(node.op_type)
         self.unknown_operations = tuple(sorted(unknown))
-        return tuple(Operation(kind, value) for kind, value in sorted(sums.items()))
+        return _as_operations(sums), tuple(_as_operations(own) for own in within)
+
+    def _add_within(
+        self, within: list[dict[str, Linear]], node: onnx.NodeProto, kind: str, moved: Linear
+    ) -> None:
+        if node.output[0] in self.branch_of:
+            _add(within[self.branch_of[node.output[0]]], kind, moved)
 
     def _follow(self, node: onnx.NodeProto, elements: dict[str, Linear]) -> Linear | None:
         """Record the outputs' elements; return what the node moves (the larger side)."""
@@ -306,11 +384,11 @@ class DeployedGraph:
 
     # -- writing resized graphs -------------------------------------------------------------
 
-    def _resized_shapes(self, widths: Widths) -> dict[str, tuple[int, ...]]:
-        """New shapes of the initializers that depend on the widths."""
+    def _resized_shapes(self, graph: onnx.GraphProto, widths: Widths) -> dict[str, tuple[int, ...]]:
+        """New shapes of the initializers of ``graph`` that depend on the widths."""
         shapes: dict[str, tuple[int, ...]] = {}
         layers = dict(zip(self._module_of, self.layers, strict=True))
-        for node in self.model.graph.node:
+        for node in graph.node:
             if node.op_type in LAYER_OPS:
                 layer = layers[node.output[0]]
                 cin, cout = round(layer.cin(widths)), round(layer.cout(widths))
@@ -393,6 +471,10 @@ def _unshare_weights(graph: onnx.GraphProto) -> None:
                 copy.name = f"{name}@{node.output[0]}.{index}"
                 node.input[index] = copy.name
             used.add(name)
+
+
+def _as_operations(sums: Mapping[str, Linear]) -> tuple[Operation, ...]:
+    return tuple(Operation(kind, value) for kind, value in sorted(sums.items()))
 
 
 def _add(sums: dict[str, Linear], kind: str, value: Linear) -> None:

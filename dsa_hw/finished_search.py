@@ -13,7 +13,7 @@ from dsa_hw.errors import RunFolderError
 from dsa_hw.run_folder import CONFIG_FILE, RunFolder
 
 SAME = ("model", "input_shape", "batch_size", "data", "exclude", "importance", "combination",
-        "constraint")  # fmt: skip
+        "constraint", "remove_branches")  # fmt: skip
 """What has to agree for a search to mean the same."""
 
 

@@ -146,6 +146,7 @@ def solve(
     unused_penalty: float,
     at_least: float,
     time_limit_s: float,
+    together: Sequence[Sequence[int]] = (),
 ) -> Solution:
     """Choices of the highest value with every cost at most 1.
 
@@ -155,8 +156,11 @@ def solve(
         slack: budget that may stay unused at no loss (of the tightest cost).
         unused_penalty: loss per unit of budget that is unused beyond it.
         at_least: a score that is known to be possible; less is not looked for.
+        together: sets of groups that have their first choice together or not at all.
     """
     program = _Program(values, costs, slack, unused_penalty)
+    for groups in together:
+        program.tie_first_choices(groups)
     result = program.run(at_least, time_limit_s)
     bound = getattr(result, "mip_dual_bound", None)
     proven = result.status != TIME_LIMIT_REACHED
@@ -205,6 +209,12 @@ class _Program:
             constraints=self._constraints(),
             options={"time_limit": time_limit_s, "mip_rel_gap": 1e-5},
         )
+
+    def tie_first_choices(self, groups: Sequence[int]) -> None:
+        """All of these groups have their first choice, or none has."""
+        for one, other in itertools.pairwise(groups):
+            columns = np.array([self._x[one], self._x[other]])
+            self._add(columns, np.array([1.0, -1.0]), 0.0, 0.0)
 
     def chosen(self, x: np.ndarray) -> np.ndarray:
         """(groups,) choices of a solution."""

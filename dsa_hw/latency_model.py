@@ -5,17 +5,21 @@
 T_l interpolates the table bilinearly on its knots; c0, s, r >= 0 are calibrated on whole networks
 (see ``calibration``). Two forms: ``predict_ms`` is smooth between step tops, for gradients;
 ``staircase_ms`` rounds channels up to the next step first, which is what the device charges.
+
+Layers and operations of a branch that may be removed are multiplied by its gate (``branch_gates``):
+a branch whose internal groups have width zero costs nothing in either form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dsa_hw.branch_gates import BranchGates, branch_of_layers, spread
 from dsa_hw.choices import WidthChoices
 from dsa_hw.deployed import DeployedGraph, Layer
 from profilers.collect import Request
@@ -58,11 +62,12 @@ Range = tuple[int, int]
 def channel_ranges(
     graph: DeployedGraph, choices: WidthChoices
 ) -> dict[LayerSpec, tuple[Range, Range]]:
-    """(least, most) input and output channels of every spec, over the layers that share it."""
+    """(least, most) input and output channels of every spec, over the layers that share it; the
+    least of what is there, where a branch may be removed."""
     ranges: dict[LayerSpec, tuple[Range, Range]] = {}
     for layer in graph.layers:
         own = [
-            (round(side(choices.least)), round(side(choices.dense)))
+            (round(side(choices.narrowest)), round(side(choices.dense)))
             for side in (layer.cin, layer.cout)
         ]
         if layer.spec in ranges:
@@ -155,16 +160,39 @@ class LatencyModel:
         Widths are expected between the least and the dense ones; the interpolation's outermost
         slopes go on beyond them.
         """
-        layers = self.layer_ms(widths).sum(-1)
-        return layers + widths @ self._operations + self._constant
+        return self._network_ms(widths, staircase=False)
 
     def staircase_ms(self, widths: Tensor) -> Tensor:
         """What the device charges: channels rounded up to the next step. (..., groups) -> (...,)"""
-        layers = self.layer_ms(widths, staircase=True).sum(-1)
-        return layers + widths @ self._operations + self._constant
+        return self._network_ms(widths, staircase=True)
 
     def layer_ms(self, widths: Tensor, staircase: bool = False) -> Tensor:
         """Calibrated ms of every layer, (..., layers)."""
+        if self._branches is None:
+            return self._table_ms(widths, staircase)
+        flat = widths.double()
+        gates = self._branches.gates_of(flat, staircase)
+        return self._gated_layer_ms(self._branches, flat, gates, staircase).to(widths.dtype)
+
+    def _network_ms(self, widths: Tensor, staircase: bool) -> Tensor:
+        if self._branches is None:
+            layers = self._table_ms(widths, staircase).sum(-1)
+            return layers + widths @ self._operations + self._constant
+        flat, terms = widths.double(), self._branches
+        gates = terms.gates_of(flat, staircase)
+        layers = self._gated_layer_ms(terms, flat, gates, staircase).sum(-1)
+        there = terms.there(flat, staircase)
+        operations = there @ terms.operations - terms.gone_ms(there, gates)
+        return (layers + operations + self._constant).to(widths.dtype)
+
+    def _gated_layer_ms(
+        self, terms: _BranchTerms, flat: Tensor, gates: Tensor, staircase: bool
+    ) -> Tensor:
+        ms = self._table_ms(terms.there(flat, staircase), staircase)
+        return ms * terms.layer_gates(flat, gates, staircase)
+
+    def _table_ms(self, widths: Tensor, staircase: bool) -> Tensor:
+        """Calibrated ms of every layer as if all branches were there, (..., layers)."""
         flat = widths.reshape(-1, widths.shape[-1]).double()
         channels = torch.addmm(self._channel_constants, self._channels, flat.T)
         surcharge = None
@@ -193,7 +221,7 @@ class LatencyModel:
         terms: dict[str, float] = {}
         for layer, ms in zip(self.graph.layers, per_layer.tolist(), strict=True):
             terms[layer.spec.kind] = terms.get(layer.spec.kind, 0.0) + ms
-        return terms | {o.kind: o.elements(widths) for o in self.graph.operations}
+        return terms | self.graph.operation_elements(widths)
 
     def _build(self, layers: Sequence[Layer], surfaces: Mapping[LayerSpec, _Surface]) -> None:
         def tensor(values: object, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -230,6 +258,67 @@ class LatencyModel:
         self._constant = self.coefficients.constant_ms + sum(
             o.elements.constant * rates[o.kind] for o in operations
         )
+        self._branches = self._branch_terms(tensor) if self.graph.branches else None
+
+    def _branch_terms(self, tensor: Callable[[object], Tensor]) -> _BranchTerms:
+        gates = BranchGates(self.graph, self.choices, self.device, torch.float64)
+        rates = self.coefficients.rates_ms
+        own, constants = [], []
+        for within in (self.graph.operations, *self.graph.branch_operations):
+            own.append(
+                sum(
+                    (o.elements.coefficients * rates[o.kind] for o in within),
+                    np.zeros(len(self.graph.coupling.groups)),
+                )
+            )
+            constants.append(sum(o.elements.constant * rates[o.kind] for o in within))
+        return _BranchTerms(
+            gates=gates,
+            members=gates.members(branch_of_layers(self.graph)),
+            closers=gates.closers(),
+            operations=tensor(own[0]),
+            branch_operations=tensor(np.stack(own[1:], axis=1)),
+            branch_constants=tensor(constants[1:]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _BranchTerms:
+    """What removable branches add to a latency model; see ``BranchGates``.
+
+    Args:
+        members: (branches, layers).
+        closers: (groups, layers).
+        operations: (groups,) ms a channel of all operations.
+        branch_operations: (groups, branches) the same of the operations in each branch.
+        branch_constants: (branches,) ms of these operations that depends on no width.
+    """
+
+    gates: BranchGates
+    members: Tensor
+    closers: Tensor
+    operations: Tensor
+    branch_operations: Tensor
+    branch_constants: Tensor
+
+    def gates_of(self, widths: Tensor, staircase: bool) -> Tensor:
+        """(..., branches)"""
+        return self.gates.hard(widths) if staircase else self.gates.smooth(widths)
+
+    def there(self, widths: Tensor, staircase: bool) -> Tensor:
+        """Widths to read the table at: a branch that fades stays at its narrowest."""
+        return widths if staircase else self.gates.floored(widths)
+
+    def layer_gates(self, widths: Tensor, gates: Tensor, staircase: bool) -> Tensor:
+        """(..., layers)"""
+        if staircase:
+            return ((widths <= 0).double() @ self.closers == 0).double()
+        return spread(gates, self.members)
+
+    def gone_ms(self, there: Tensor, gates: Tensor) -> Tensor:
+        """(...,) ms of operations that closed gates take away."""
+        within = there @ self.branch_operations + self.branch_constants
+        return ((1.0 - gates) * within).sum(-1)
 
 
 @dataclass(frozen=True, slots=True)

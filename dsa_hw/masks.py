@@ -3,33 +3,47 @@
 Behind a batch-norm, since a zero in front of one comes out as its bias. There the mask scales the
 norm's weight and bias, which is the same product without touching the activations. Outputs of
 layers that no batch-norm follows are multiplied.
+
+A branch without inner channels still gives a constant (the bias of its last batch-norm). A gate on
+the output of its last module takes that away: 1 where the branch is there, 0 where it is removed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from dsa_hw.branches import Branch
 from dsa_hw.coupling import Coupling
 
 
 class MaskStore:
     """The current masks; shared by everything that applies them.
 
+    Args:
+        one: groups * atoms, the position in ``flat`` of the constant 1.
+        branches: how many have gates.
+
     Attributes:
-        flat: (groups * atoms + 1,) with a constant 1 at the end for channels that stay, or None
-            while nothing is masked.
+        flat: (groups * atoms + 1 + branches,) masks, a constant 1 for channels that stay, and
+            the gates of branches; or None while nothing is masked.
         gates: (channels of all masked layers,) the same masks laid out by layer; a leaf that
             collects gradients where ``with_gradients``.
     """
 
-    def __init__(self, with_gradients: bool = False) -> None:
+    def __init__(self, one: int, branches: int = 0, with_gradients: bool = False) -> None:
+        self._one, self._branches = one, branches
         self.flat: Tensor | None = None
         self.gates: Tensor | None = None
         self._with_gradients = with_gradients
         self._indices: list[Tensor] = []
+        self._gate_of: list[int | None] = []
         self._all: Tensor | None = None
+        self._all_gates: Tensor | None = None
         self._by_layer: tuple[Tensor, ...] = ()
 
     @property
@@ -37,9 +51,14 @@ class MaskStore:
         """For every masked layer, (channels,) positions in ``flat``."""
         return self._indices
 
-    def add(self, index: Tensor) -> int:
-        """Reserve a place for a layer of these positions in ``flat``; returns its number."""
+    def add(self, index: Tensor, gate: int | None = None) -> int:
+        """Reserve a place for a layer of these positions in ``flat``; returns its number.
+
+        Args:
+            gate: position of what multiplies all of the layer's masks, if anything does.
+        """
         self._indices.append(index)
+        self._gate_of.append(gate)
         self._all = None
         return len(self._indices) - 1
 
@@ -47,9 +66,14 @@ class MaskStore:
         """(channels,) masks of a layer, None while nothing is masked."""
         return None if self.flat is None else self._by_layer[layer]
 
-    def set(self, masks: Tensor | None) -> None:
-        """Use ``masks`` (groups, atoms) from the next forward pass on; None removes them."""
-        self.set_flat(None if masks is None else torch.cat([masks.flatten(), masks.new_ones(1)]))
+    def set(self, masks: Tensor | None, branch_gates: Tensor | None = None) -> None:
+        """Use ``masks`` (groups, atoms) and ``branch_gates`` (branches,), all open if None, from
+        the next forward pass on; without masks, nothing is masked any more."""
+        if masks is None:
+            self.set_flat(None)
+            return
+        gates = masks.new_ones(self._branches) if branch_gates is None else branch_gates
+        self.set_flat(torch.cat([masks.flatten(), masks.new_ones(1), gates]))
 
     def set_flat(self, flat: Tensor | None) -> None:
         """The same, in the form of ``flat``. Laid out for all layers at once: a gather, not many"""
@@ -58,10 +82,25 @@ class MaskStore:
             return
         if self._all is None:
             self._all = torch.cat(self._indices)
+            self._all_gates = self._gate_positions(self._all.device)
         laid_out = flat[self._all]
+        if self._all_gates is not None:
+            laid_out = laid_out * flat[self._all_gates]
         if self._with_gradients and not laid_out.requires_grad:
             self.gates = laid_out = laid_out.requires_grad_()
-        self._by_layer = laid_out.split([len(index) for index in self._indices])
+        with torch.set_grad_enabled(laid_out.requires_grad):  # masks are set under no_grad, too
+            self._by_layer = laid_out.split([len(index) for index in self._indices])
+
+    def _gate_positions(self, device: torch.device) -> Tensor | None:
+        """(channels of all layers,) where their gates are in ``flat``; None if there are none."""
+        if all(gate is None for gate in self._gate_of):
+            return None
+        return torch.cat(
+            [
+                torch.full((len(index),), self._one if gate is None else gate, device=device)
+                for index, gate in zip(self._indices, self._gate_of, strict=True)
+            ]
+        )
 
 
 class _MaskedParameter(nn.Module):
@@ -85,6 +124,7 @@ class ChannelMasks:
         model: changed in place, until ``remove``.
         example_inputs: (N, C, H, W), to see which layers a batch-norm follows.
         with_gradients: collect the loss's gradient by mask (``gate_gradients``) while training.
+        branches: that have gates.
     """
 
     def __init__(
@@ -93,11 +133,14 @@ class ChannelMasks:
         coupling: Coupling,
         example_inputs: Tensor,
         with_gradients: bool = False,
+        branches: Sequence[Branch] = (),
     ) -> None:
-        self.store = MaskStore(with_gradients)
+        self._size = max(g.atoms for g in coupling.groups)
+        last = len(coupling.groups) * self._size
+        self.store = MaskStore(last, len(branches), with_gradients)
         self._norms: list[nn.Module] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._size = max(g.atoms for g in coupling.groups)
+        gates = {branch.end: last + 1 + number for number, branch in enumerate(branches)}
         modules = dict(model.named_modules())
         followed = _followed_by_norm(model, example_inputs)
         for (name, side), mapping in coupling.maps.items():
@@ -105,14 +148,18 @@ class ChannelMasks:
             shrinks = [coupling.groups[g].frozen is None for g in set(mapping.group) if g >= 0]
             if side != "out" or not any(shrinks):
                 continue
-            last = len(coupling.groups) * self._size
             index = torch.as_tensor(mapping.group * self._size + mapping.atom)
             index = torch.where(torch.as_tensor(mapping.group) >= 0, index, last)
-            self._attach(module, index.to(example_inputs.device), name in followed)
+            gate = gates.pop(name) if name in gates and _scales_outputs(module) else None
+            self._attach(module, index.to(example_inputs.device), name in followed, gate)
+        for name, gate in gates.items():
+            index = torch.tensor([last], device=example_inputs.device)
+            self._hook(modules[name], index, gate)
 
-    def set(self, masks: Tensor | None) -> None:
-        """Use ``masks`` (groups, atoms) from now on; None lets everything through."""
-        self.store.set(masks)
+    def set(self, masks: Tensor | None, branch_gates: Tensor | None = None) -> None:
+        """Use ``masks`` (groups, atoms) and ``branch_gates`` (branches,) from now on; None lets
+        everything through."""
+        self.store.set(masks, branch_gates)
 
     def gate_gradients(self) -> tuple[list[Tensor], Tensor] | None:
         """What the backward passes left since the masks were set, None if nothing did.
@@ -141,10 +188,10 @@ class ChannelMasks:
             hook.remove()
         self._norms, self._hooks = [], []
 
-    def _attach(self, module: nn.Module, index: Tensor, followed: bool) -> None:
+    def _attach(self, module: nn.Module, index: Tensor, followed: bool, gate: int | None) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.affine:
-                layer = self.store.add(index)
+                layer = self.store.add(index, gate)
                 for name in ("weight", "bias"):
                     masked = _MaskedParameter(self.store, layer)
                     parametrize.register_parametrization(module, name, masked, unsafe=True)
@@ -152,8 +199,29 @@ class ChannelMasks:
                 return
         elif followed:
             return
-        hook = _masking_hook(self.store, self.store.add(index))
+        self._hook(module, index, gate)
+
+    def _hook(self, module: nn.Module, index: Tensor, gate: int | None) -> None:
+        hook = _masking_hook(self.store, self.store.add(index, gate))
         self._hooks.append(module.register_forward_hook(hook))
+
+
+def _scales_outputs(module: nn.Module) -> bool:
+    """Whether a factor on an affine norm's weight and bias is one on its output: PyTorch's own
+    norms, and not those that bring an activation along."""
+    plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return type(module) in plain and bool(module.affine)
+
+
+def hard_masks(
+    coupling: Coupling, branches: Sequence[Branch], keep: Sequence[np.ndarray]
+) -> tuple[Tensor, Tensor]:
+    """Masks (groups, atoms) and gates (branches,) of the atoms that ``keep`` keeps: 0 and 1."""
+    masks = torch.zeros(len(keep), max(g.atoms for g in coupling.groups))
+    for row, kept in zip(masks, keep, strict=True):
+        row[: len(kept)] = torch.as_tensor(kept)
+    gates = [float(any(keep[g].any() for g in branch.groups)) for branch in branches]
+    return masks, torch.tensor(gates)
 
 
 def _masking_hook(store: MaskStore, layer: int):

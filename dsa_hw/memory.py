@@ -5,6 +5,8 @@ is a topological one. An elementwise node writes over an input that nobody reads
 runtimes do and as fused activations and additions are by nature; reshapes move nothing. Memory at a
 node is the sum of what lives then, the peak their maximum. Weights are not counted, nor what an
 allocator loses to alignment and fragments: this is the least that this order of execution needs.
+At the nodes of a branch that may be removed, the sum is multiplied by the branch's gate
+(``branch_gates``): where the branch is not, there is no such moment.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsa_hw.branch_gates import BranchGates, spread
+from dsa_hw.choices import WidthChoices, width_choices
 from dsa_hw.deployed import FREE_OPS, DeployedGraph, Linear
 
 IN_PLACE = ("Add", "Mul", "Relu", "Clip", "Sigmoid", "HardSwish", "HardSigmoid",
@@ -32,30 +36,37 @@ class _Buffer:
     last: int = 0
 
 
-def live_elements(graph: DeployedGraph) -> tuple[np.ndarray, np.ndarray]:
+def live_elements(graph: DeployedGraph) -> tuple[np.ndarray, np.ndarray, list[int | None]]:
     """Elements alive at every node that can be the peak.
 
     Returns:
-        (nodes, groups) coefficients and (nodes,) constants: ``coefficients @ widths + constants``.
+        (nodes, groups) coefficients and (nodes,) constants: ``coefficients @ widths + constants``;
+        and the removable branch that each node is in.
     """
     buffers = _buffers(graph)
-    count = len(graph.model.graph.node)
-    coefficients = np.zeros((count, len(graph.coupling.groups)))
-    constants = np.zeros(count)
+    nodes = graph.model.graph.node
+    coefficients = np.zeros((len(nodes), len(graph.coupling.groups)))
+    constants = np.zeros(len(nodes))
     for buffer in buffers:
         coefficients[buffer.first : buffer.last + 1] += buffer.size.coefficients
         constants[buffer.first : buffer.last + 1] += buffer.size.constant
     rows = np.column_stack([coefficients, constants])
-    kept = [row for i, row in enumerate(rows) if not _is_dominated(i, rows)]
-    return np.array(kept)[:, :-1], np.array(kept)[:, -1]
+    branches = [graph.branch_of.get(node.output[0]) for node in nodes]
+    kept = [i for i in range(len(rows)) if not _is_dominated(i, rows, branches)]
+    return rows[kept, :-1], rows[kept, -1], [branches[i] for i in kept]
 
 
-def _is_dominated(index: int, rows: np.ndarray) -> bool:
-    """Whether another row is at least as large for all widths (of equal ones the first stays)."""
-    others = np.delete(np.arange(len(rows)), index)
+def _is_dominated(index: int, rows: np.ndarray, branches: list[int | None]) -> bool:
+    """Whether another row is at least as large for all widths (of equal ones the first stays), and
+    there whenever this one is."""
+    others = [
+        i for i, branch in enumerate(branches) if i != index and branch in (None, branches[index])
+    ]
+    others = np.array(others, int)
     above = others[(rows[others] >= rows[index] - 1e-9).all(-1)]
     equal = np.isclose(rows[above], rows[index], atol=1e-9).all(-1)
-    return bool((~equal | (above < index)).any())
+    mutual = np.array([branches[i] == branches[index] for i in above], bool)
+    return bool((~equal | (above < index) | ~mutual).any())
 
 
 def _buffers(graph: DeployedGraph) -> list[_Buffer]:
@@ -107,33 +118,54 @@ class PeakMemory:
     """Bytes of activations at the peak; a budget over widths.
 
     Its gradient is that of the node where the peak is.
+
+    Args:
+        choices: where branches that may be removed begin to fade; by single channels if None.
     """
 
     name, unit = "memory", "bytes"
 
     def __init__(
-        self, graph: DeployedGraph, target: float, device: torch.device | str = "cpu"
+        self,
+        graph: DeployedGraph,
+        target: float,
+        device: torch.device | str = "cpu",
+        choices: WidthChoices | None = None,
     ) -> None:
         self.target = target
-        self._graph = graph
+        self._graph, self._choices = graph, choices
         size = BYTES[graph.precision]
-        coefficients, constants = live_elements(graph)
+        coefficients, constants, branches = live_elements(graph)
         self._coefficients = _tensor(size * coefficients.T, device)
         self._constants = _tensor(size * constants, device)
+        self._gates = None
+        if graph.branches:
+            if choices is None:
+                choices = width_choices(graph, {layer.spec.kind: 1 for layer in graph.layers})
+            self._gates = BranchGates(graph, choices, device)
+            self._members = self._gates.members(branches)
 
     def terms(self, widths: Tensor) -> Tensor:
         """(..., groups) -> (..., nodes) bytes alive at each node that can be the peak."""
-        return widths @ self._coefficients + self._constants
+        alive = widths @ self._coefficients + self._constants
+        if self._gates is None:
+            return alive
+        return alive * spread(self._gates.hard(widths), self._members)
 
     def cost(self, widths: Tensor) -> Tensor:
+        """(..., groups) -> (...,) bytes, differentiable"""
+        alive = widths @ self._coefficients + self._constants
+        if self._gates is not None:
+            alive = alive * spread(self._gates.smooth(widths), self._members)
+        return alive.amax(-1)
+
+    def charged(self, widths: Tensor) -> Tensor:
         """(..., groups) -> (...,) bytes"""
         return self.terms(widths).amax(-1)
 
-    charged = cost
-
     def to(self, device: torch.device | str) -> PeakMemory:
         """The same budget for widths on another device."""
-        return PeakMemory(self._graph, self.target, device)
+        return PeakMemory(self._graph, self.target, device, self._choices)
 
 
 def _tensor(values: np.ndarray, device: torch.device | str) -> Tensor:

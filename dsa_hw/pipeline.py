@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dsa_hw.branches import Branch, removed_branches
 from dsa_hw.budgets import (
     Budget,
     FlopsBudget,
@@ -27,15 +28,15 @@ from dsa_hw.choices import merged_choices
 from dsa_hw.closed_loop import Allocation, LoopRound, Measure, Timed, allocate
 from dsa_hw.config import DeviceConfig, ModelConfig, PruneConfig
 from dsa_hw.console import Progress
-from dsa_hw.coupling import find_coupling
 from dsa_hw.data import DataSplits, load_data
-from dsa_hw.deployed import DeployedGraph, export_onnx
+from dsa_hw.deployed import DeployedGraph
 from dsa_hw.distillation import Distillation
 from dsa_hw.errors import InfeasibleBudget, UserError
 from dsa_hw.finished_search import FinishedSearch, load_finished_search
 from dsa_hw.html_report import write_run_report
 from dsa_hw.importance import AtomImportance
-from dsa_hw.masks import ChannelMasks
+from dsa_hw.inventory import fixed_branches_warning, take_inventory
+from dsa_hw.masks import ChannelMasks, hard_masks
 from dsa_hw.memory import PeakMemory
 from dsa_hw.models import default_input_shape, resolve_model
 from dsa_hw.profiling import ProfiledNetwork, profile_network
@@ -221,8 +222,10 @@ def load_dense(config: PruneConfig) -> Dense:
         raise UserError(
             f"{config.model} does not run on inputs of shape {tuple(example.shape)}: {error}"
         ) from error
-    coupling = find_coupling(model, example, config.exclude)
-    graph = DeployedGraph(export_onnx(model, example), coupling, config.precision)
+    graph = take_inventory(
+        model, example, exclude=config.exclude, precision=config.precision,
+        remove_branches=config.remove_branches,
+    )  # fmt: skip
     return Dense(model, example, graph, data)
 
 
@@ -297,7 +300,7 @@ class Run:
             measured, onnx_difference = self._validate(small.model)
             save_pruned(
                 self.folder.path, small.model, self.dense.graph.coupling, small.keep,
-                self.dense.example, self.config.exclude,
+                self.dense.example, self.config.exclude, self.dense.graph.branches,
             )  # fmt: skip
         result = self._result(small, measured, dense_accuracy, accuracy, onnx_difference)
         self.folder.write_json(RESULT_FILE, result)
@@ -392,9 +395,10 @@ class Run:
         state = self.folder.load_checkpoint("pruned")
         if state is None:
             return None
-        coupling = self.dense.graph.coupling
+        graph = self.dense.graph
+        coupling = graph.coupling
         keep = [k.numpy() for k in state["keep"]]
-        model = remove_channels(self.dense.model, coupling, keep)
+        model = remove_channels(self.dense.model, coupling, keep, graph.branches)
         model.load_state_dict(state["model"])
         widths = [int(k.sum()) * g.atom_channels for k, g in zip(keep, coupling.groups,
                                                                  strict=True)]  # fmt: skip
@@ -417,7 +421,7 @@ class Run:
         budgets: list[Budget] = [b for b, _ in bound]
         allocation = allocate(choices, values, budgets, self._measure())
         keep = keep_most_important(graph.coupling, allocation.widths, atoms)
-        small = remove_channels(model, graph.coupling, keep)
+        small = remove_channels(model, graph.coupling, keep, graph.branches)
         difference = masked_difference(model, small, graph, keep, example)
         ratios = (allocation.widths / choices.dense).tolist()
         return small_of(small, allocation, keep, ratios, difference)
@@ -441,7 +445,8 @@ class Run:
             model, self.dense.example.to(trainer.device), requests, steps,
             settings=SearchSettings(constraint=config.constraint),
             importance=config.importance, combination=config.combination,
-            exclude=config.exclude, seed=config.seed, on_event=self.folder.log,
+            exclude=config.exclude, remove_branches=config.remove_branches,
+            seed=config.seed, on_event=self.folder.log,
         )  # fmt: skip
         if self.learned is not None:
             model.load_state_dict(self.learned.model)
@@ -541,6 +546,7 @@ class Run:
         warnings = (
             mismatched
             + unknown_operations_warning(graph)
+            + fixed_branches_warning(graph)
             + [w for m in measured.values() if (w := m.warning)]
             + _logged_warnings(self.folder)
         )
@@ -583,6 +589,7 @@ class Run:
                 for name in ("profile", "dense", "search", "finetune", "validate")
             },
             "closed_loop": small.rounds,
+            "removed_branches": [b.name for b in self._removed(small)],
             "groups": self._groups(small),
             "layers": self._layers(small),
             "calibration": self._calibration(),
@@ -595,8 +602,11 @@ class Run:
             },
             "drift_since_table": drift,
             "environment": provenance | {"torch": torch.__version__},
-            "warnings": warnings,
+            "warnings": list(dict.fromkeys(warnings)),
         }
+
+    def _removed(self, small: Small) -> tuple[Branch, ...]:
+        return removed_branches(self.dense.graph.branches, small.widths)
 
     def _dense_key(self) -> NetworkKey:
         graph = self.dense.graph
@@ -684,12 +694,8 @@ def masked_difference(
     model: nn.Module, small: nn.Module, graph: DeployedGraph, keep: Keep, example: torch.Tensor
 ) -> float:
     """Largest difference between the masked dense network and the pruned one."""
-    masks = ChannelMasks(model, graph.coupling, example)
-    size = max(g.atoms for g in graph.coupling.groups)
-    stacked = torch.zeros(len(keep), size)
-    for row, kept in zip(stacked, keep, strict=True):
-        row[: len(kept)] = torch.as_tensor(kept)
-    masks.set(stacked)
+    masks = ChannelMasks(model, graph.coupling, example, branches=graph.branches)
+    masks.set(*hard_masks(graph.coupling, graph.branches, keep))
     try:
         masked = outputs_of(model, example)
     finally:

@@ -11,8 +11,7 @@ from dsa_hw.config import ProfileConfig
 
 def _run(config: ProfileConfig) -> int:
     from dsa_hw.console import Progress
-    from dsa_hw.coupling import find_coupling
-    from dsa_hw.deployed import DeployedGraph, export_onnx
+    from dsa_hw.inventory import fixed_branches_warning, take_inventory
     from dsa_hw.pipeline import (
         build_model,
         configured_backend,
@@ -28,9 +27,10 @@ def _run(config: ProfileConfig) -> int:
     for note in backend.notes():
         progress.say(f"  {note}")
     model, example = build_model(config), example_for(config)
-    coupling = find_coupling(model, example)
-    graph = DeployedGraph(export_onnx(model, example), coupling, config.precision)
-    for warning in unknown_operations_warning(graph):
+    graph = take_inventory(
+        model, example, precision=config.precision, remove_branches=config.remove_branches
+    )
+    for warning in unknown_operations_warning(graph) + fixed_branches_warning(graph):
         progress.say(f"warning: {warning}")
     table = configured_table(config, backend)
     profiled = profile_network(

@@ -115,7 +115,10 @@ def latency_model(graph: DeployedGraph, table: LatencyTable) -> CalibratedModel:
     steps = find_steps(table, specs)
     choices = width_choices(graph, steps)
     model = LatencyModel(graph, table, choices, steps)
-    networks = [key for key in table.networks() if key.network == graph.digest]
+    networks = [
+        key for key in table.networks()
+        if key.network == graph.digest and graph.can_have(key.widths)
+    ]  # fmt: skip
     if len(networks) < LEAST_NETWORKS:
         raise MissingMeasurement(
             f"{table.path} has {len(networks)} whole networks of this model, too few to calibrate "
@@ -129,8 +132,9 @@ def latency_model(graph: DeployedGraph, table: LatencyTable) -> CalibratedModel:
 def calibration_networks(
     graph: DeployedGraph, choices: WidthChoices, count: int, seed: int
 ) -> list[NetworkKey]:
-    """The dense network and ``count - 1`` of random widths on steps (fewer if fewer exist), and a
-    quarter as many between steps."""
+    """The dense network and ``count - 1`` of random widths on steps (fewer if fewer exist), some
+    of them without some of the branches that may be removed; and a quarter as many between steps.
+    """
     rng = np.random.default_rng(seed)
     found = {tuple(int(w) for w in choices.dense): None}
     for _ in range(20 * count):

@@ -5,6 +5,9 @@ group's value over its allowed widths, with every cost at or under its target. C
 groups (a layer pays for both its sides). A local search over whole width vectors finds a good
 allocation for any cost; where costs are sums over layers, an integer program (``integer_program``)
 then finds the best one, or says by how much it may be missed.
+
+The internal groups of a branch that may be removed (``WidthChoices.together``) have width zero
+together or not at all; allocations in which they disagree are never looked at.
 """
 
 from __future__ import annotations
@@ -26,6 +29,10 @@ COARSE = 9
 PRODUCTS = 12_000
 """Pairs of choices up to which the whole problem goes to the integer program."""
 TIME_LIMIT_S = 10.0
+REMOVED = 0.25
+"""Width of a removed group in values, in its narrowest widths. Closeness is even between the two
+where the branch's gate is half closed; importance counts a removal like the loss of three quarters
+of what the narrowest width keeps."""
 INEXACT = 2e-3
 """A cost further than this (of its target) from any sum over pairs is left to local search."""
 
@@ -73,11 +80,18 @@ class Rounded:
 
 
 def closeness(choices: WidthChoices, widths: np.ndarray) -> list[np.ndarray]:
-    """Value of every choice of every group: minus the squared log distance to ``widths``."""
-    return [
-        -(np.log(np.array(allowed) / max(width, 1e-3)) ** 2)
-        for allowed, width in zip(choices.widths, widths, strict=True)
-    ]
+    """Value of every choice of every group: minus the squared log distance to ``widths``.
+
+    Zero counts as ``REMOVED`` of the narrowest width, and so does any learned width below that.
+    """
+    values = []
+    for allowed, width in zip(choices.widths, widths, strict=True):
+        offered = np.array(allowed, float)
+        least = 1e-3
+        if allowed[0] == 0:
+            least = offered[0] = REMOVED * offered[1]
+        values.append(-(np.log(offered / max(width, least)) ** 2))
+    return values
 
 
 def kept_importance(
@@ -86,7 +100,8 @@ def kept_importance(
     """Value of every choice: log of the share of the group's importance that stays.
 
     Shares multiply along the network, hence the logarithm; a group counts once for each layer
-    that makes its channels.
+    that makes its channels. Without its branch a network still has the shortcut: zero counts as
+    ``REMOVED`` of the share of the narrowest width, and not as nothing.
 
     Args:
         importance: a group's atoms, (atoms,), non-negative.
@@ -95,8 +110,11 @@ def kept_importance(
     values = []
     for allowed, scores, count in zip(choices.widths, importance, layers, strict=True):
         ordered = np.cumsum(np.sort(scores + 1e-12)[::-1])
-        atoms = np.array(allowed) * len(scores) // allowed[-1]
-        values.append(count * np.log(ordered[atoms - 1] / ordered[-1]))
+        there = np.array(allowed[1:] if allowed[0] == 0 else allowed)
+        shares = ordered[there * len(scores) // allowed[-1] - 1] / ordered[-1]
+        if allowed[0] == 0:
+            shares = np.append(REMOVED * shares[0], shares)
+        values.append(count * np.log(shares))
     return values
 
 
@@ -186,6 +204,7 @@ class _Problem:
             self._values[row, : len(value)] = value
             self._widths[row, : len(value)] = allowed
         self._rows = np.arange(len(values))
+        self._together = [np.array(groups) for groups in choices.together]
         self._movable = np.flatnonzero(self.counts > 1)
         free = self.counts[self._movable]
         self._slack = min(c.slack for c in constraints)
@@ -200,7 +219,8 @@ class _Problem:
             for allowed, some in zip(choices.widths, offered, strict=True)
         )
         fewer = [value[some] for value, some in zip(values, offered, strict=True)]
-        return _Problem(WidthChoices(widths, choices.steps), fewer, self._constraints)
+        fewer_choices = WidthChoices(widths, choices.steps, choices.together)
+        return _Problem(fewer_choices, fewer, self._constraints)
 
     def everything(self) -> list[np.ndarray]:
         """All choices of every group."""
@@ -218,12 +238,15 @@ class _Problem:
         return found
 
     def window(self, index: np.ndarray, stride: int) -> list[np.ndarray]:
-        """Choices around ``index``, ``stride`` apart."""
+        """Choices around ``index``, ``stride`` apart; also the removal of branches."""
         steps = np.arange(-(COARSE // 2), COARSE // 2 + 1) * stride
-        return [
+        found = [
             np.unique(np.clip(own + steps, 0, count - 1))
             for own, count in zip(index, self.counts, strict=True)
         ]
+        for group in (g for groups in self._together for g in groups):
+            found[group] = np.unique(np.append(found[group], (0, 1)))
+        return found
 
     def interacting(self, base: np.ndarray) -> list[tuple[int, int]]:
         """Pairs of groups that some cost couples."""
@@ -245,7 +268,7 @@ class _Problem:
         solution = solve(
             self._own_values(offered), costs, slack=self._slack,
             unused_penalty=self._unused_penalty, at_least=part.score(base) - 1e-9,
-            time_limit_s=time_limit_s,
+            time_limit_s=time_limit_s, together=self._given[0].together,
         )  # fmt: skip
         if solution.index is None:
             return index, solution.bound
@@ -301,7 +324,27 @@ class _Problem:
         use = self.relative(index)
         unused = np.maximum(0.0, 1.0 - self._slack - use)
         scores = self.value(index) - self._unused_penalty * unused
-        return np.where(use <= 1.0, scores, -np.inf)
+        return np.where((use <= 1.0) & self._agrees(index), scores, -np.inf)
+
+    def _agrees(self, index: np.ndarray) -> np.ndarray:
+        """(n,) whether groups that have width zero together do so."""
+        found = np.ones(len(index), bool)
+        for groups in self._together:
+            zero = index[:, groups] == 0
+            found &= zero.all(-1) | ~zero.any(-1)
+        return found
+
+    def _agreeing(self, index: np.ndarray) -> np.ndarray:
+        """(groups,) choices with what disagrees in ``index`` removed or restored, whichever is of
+        more value."""
+        index = index.copy()
+        for groups in self._together:
+            zero = index[groups] == 0
+            if zero.any() and not zero.all():
+                there = np.maximum(index[groups], 1)
+                keeps = self._values[groups, there].sum() >= self._values[groups, 0].sum()
+                index[groups] = there if keeps else 0
+        return index
 
     def starts(self) -> list[np.ndarray]:
         """Allocations within budget, in different corners of the space, to climb from.
@@ -309,19 +352,20 @@ class _Problem:
         The best choice of every group, brought under budget with the groups' values weighed by
         random factors; random choices brought under budget; the least widths.
         """
-        best = self._values.argmax(-1)
+        best = self._agreeing(self._values.argmax(-1))
         rng = np.random.default_rng(0)
         starts = PERTURBED_STARTS[self._is_small]
         factors = np.exp(rng.normal(0.0, 1.5, (starts, len(self.counts))))
         found = [self._descend(best, weights) for weights in factors]
         anywhere = rng.integers(0, self.counts, (starts, len(self.counts)))
         plain = np.ones(len(self.counts))
-        found += [self._descend(start, plain) for start in anywhere]
+        found += [self._descend(self._agreeing(start), plain) for start in anywhere]
         return [self.plain_start(), *found, np.zeros(len(self.counts), int)]
 
     def plain_start(self) -> np.ndarray:
         """The best choice of every group, brought under budget."""
-        return self._descend(self._values.argmax(-1), np.ones(len(self.counts)))
+        best = self._agreeing(self._values.argmax(-1))
+        return self._descend(best, np.ones(len(self.counts)))
 
     def _descend(self, index: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Step down where it costs the least weighted value per cost saved, until in budget."""
@@ -330,7 +374,7 @@ class _Problem:
             return self._values[self._rows, rows] @ weights
 
         while (use := self.relative(index[None])[0]) > 1.0:
-            moves = self._moves(index, down=True)
+            moves = np.concatenate([self._moves(index, down=True), self._removals(index)])
             saved = use - self.relative(moves)
             lost = value(index[None]) - value(moves)
             rate = np.where(saved > 1e-9, lost / np.maximum(saved, 1e-9), np.inf)
@@ -343,7 +387,7 @@ class _Problem:
         """Take the best single or paired move until none improves the score."""
         score = self.score(index)
         while True:
-            moves = np.concatenate([self._moves(index), self._pairs(index)])
+            moves = np.concatenate([self._moves(index), self._pairs(index), self._toggles(index)])
             if not len(moves):
                 return index
             scores = self._scores(moves)
@@ -363,6 +407,34 @@ class _Problem:
             moves = np.repeat(index[None], len(rows), axis=0)
             moves[np.arange(len(rows)), rows] += delta
             found.append(moves)
+        moves = np.concatenate(found)
+        return moves[self._agrees(moves)]
+
+    def _removals(self, index: np.ndarray) -> np.ndarray:
+        """All vectors with one branch less."""
+        found = [index[None][:0]]
+        for groups in self._together:
+            if index[groups].all():
+                without = index.copy()
+                without[groups] = 0
+                found.append(without[None])
+        return np.concatenate(found)
+
+    def _toggles(self, index: np.ndarray) -> np.ndarray:
+        """All vectors with one branch less, or one more (at the best choices of its groups, or the
+        narrowest), alone and with another group a step or two away."""
+        toggled = list(self._removals(index))
+        for groups in self._together:
+            if not index[groups].any():
+                for there in (1, 1 + self._values[groups, 1:].argmax(-1)):
+                    restored = index.copy()
+                    restored[groups] = there
+                    toggled.append(restored)
+        found = [index[None][:0]]
+        for changed in toggled:
+            once = self._moves(changed)
+            twice = np.unique(np.clip(2 * once - changed, 0, self.counts - 1), axis=0)
+            found += [changed[None], once, twice]
         return np.concatenate(found)
 
     def _pairs(self, index: np.ndarray) -> np.ndarray:

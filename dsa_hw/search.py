@@ -11,6 +11,9 @@ the budget is held by a Lagrangian. Where this differs from the paper, and why:
 - beta2 rises exponentially, in units of the spread of log importance.
 - Masks are the keep probabilities themselves rather than Bernoulli samples of them, unless
   ``SearchSettings.stochastic``: the same limit with less noise on the way.
+- Keep ratios can reach zero where a residual branch may be removed. Below the narrowest width the
+  channels' process stays where it is (it has no meaning for less than a step of channels), and the
+  branch's gate takes over; see ``branch_gates``.
 """
 
 from __future__ import annotations
@@ -26,16 +29,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dsa_hw.branch_gates import BranchGates
+from dsa_hw.branches import Branch, removed_branches
 from dsa_hw.budgets import Budget, check_names
 from dsa_hw.choices import WidthChoices, merged_choices
 from dsa_hw.closed_loop import Allocation, Measure, allocate
 from dsa_hw.constraints import ConstraintMethod, make_mover
 from dsa_hw.constraints.mover import fit_to_budget
-from dsa_hw.coupling import find_coupling
-from dsa_hw.deployed import DeployedGraph, export_onnx
+from dsa_hw.deployed import DeployedGraph
 from dsa_hw.dpp import keep_probabilities, sample_masks, standardized_inexactness
 from dsa_hw.importance import AtomImportance, Combination, Importance, Scores, TaylorScores
-from dsa_hw.masks import ChannelMasks
+from dsa_hw.inventory import fixed_branches_warning, take_inventory
+from dsa_hw.masks import ChannelMasks, hard_masks
 from dsa_hw.rounding import closeness
 from dsa_hw.surgery import Keep, keep_most_important, remove_channels
 
@@ -92,6 +97,7 @@ class Pruned:
         keep_ratios: (groups,) as learned, before rounding.
         masked_vs_pruned_max_abs: largest difference between the masked and the pruned network's
             outputs on the example inputs, in evaluation mode at float32.
+        removed: branches that are gone.
     """
 
     model: nn.Module
@@ -99,6 +105,7 @@ class Pruned:
     keep: Keep
     keep_ratios: np.ndarray
     masked_vs_pruned_max_abs: float
+    removed: tuple[Branch, ...] = ()
 
 
 class DSAPruner:
@@ -120,6 +127,7 @@ class DSAPruner:
         importance: base importance of the pruning process.
         combination: of the importances of layers that share channels.
         exclude: patterns of module names whose channels all stay.
+        remove_branches: whole residual branches may go, where their shortcut is the identity.
         seed: of the sampled masks; the same on all processes.
         on_event: receives the history (``log.jsonl`` of the command).
     """
@@ -135,6 +143,7 @@ class DSAPruner:
         importance: Importance = "bn_scale",
         combination: Combination = "mean",
         exclude: Sequence[str] = (),
+        remove_branches: bool = False,
         seed: int = 0,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
@@ -142,8 +151,10 @@ class DSAPruner:
         self.total_steps = total_steps
         self._model, self._example = model, example_inputs
         device = example_inputs.device
-        self.coupling = find_coupling(model, example_inputs, exclude)
-        self.graph = DeployedGraph(export_onnx(model, example_inputs), self.coupling)
+        self.graph = take_inventory(
+            model, example_inputs, exclude=exclude, remove_branches=remove_branches
+        )
+        self.coupling = self.graph.coupling
         self._taylor = (
             TaylorScores(self.coupling, device, combination) if importance == "taylor" else None
         )
@@ -152,6 +163,8 @@ class DSAPruner:
         )
         self._masks = self._masked()
         self._on_event = on_event or (lambda event: None)
+        for message in fixed_branches_warning(self.graph):
+            self._warn(message)
 
         groups = self.coupling.groups
         self._dense = torch.tensor([float(g.dense_width) for g in groups], device=device)
@@ -180,12 +193,18 @@ class DSAPruner:
         self.choices = merged_choices([choices for _, choices in bound])
         least = torch.as_tensor(self.choices.least, dtype=torch.float32, device=device)
         self._least.copy_(least / self._dense)
+        self._gates = None
+        if self.graph.branches:
+            self._gates = BranchGates(self.graph, self.choices, device)
         self._targets = torch.tensor([b.target for b in self.budgets], device=device)
         self._first_costs = self._costs(self._dense).detach()
 
     def _masked(self) -> ChannelMasks:
         gated = self._taylor is not None
-        return ChannelMasks(self._model, self.coupling, self._example, with_gradients=gated)
+        return ChannelMasks(
+            self._model, self.coupling, self._example, with_gradients=gated,
+            branches=self.graph.branches,
+        )  # fmt: skip
 
     # -- in the loop -------------------------------------------------------------------------
 
@@ -209,7 +228,7 @@ class DSAPruner:
         began = self._search_from == self._steps
         if self._search_from is not None and (turn or began or self.settings.stochastic):
             with torch.no_grad():
-                self._masks.set(self._draw())
+                self._masks.set(*self._draw())
         if self._steps % self.settings.log_every == 0:
             self._log()
 
@@ -249,20 +268,28 @@ class DSAPruner:
         scores = self._importance().log()
         present = self._importance.present
         beta2 = standardized_inexactness(scores, present, self.beta2)
-        return keep_probabilities(self.keep_ratios, scores, present, beta2)
+        ratios = self.keep_ratios
+        if self._gates is not None:
+            ratios = self._gates.floored(ratios * self._dense) / self._dense
+        return keep_probabilities(ratios, scores, present, beta2)
 
-    def _draw(self) -> Tensor:
-        """(groups, atoms) masks for the next forward pass."""
-        probabilities = self._probabilities()
-        if self.settings.stochastic:
-            return sample_masks(probabilities, self._generator)
-        return probabilities
+    def _branch_gates(self) -> Tensor | None:
+        """(branches,) how far each branch is there."""
+        return None if self._gates is None else self._gates.smooth(self.keep_ratios * self._dense)
+
+    def _draw(self) -> tuple[Tensor, Tensor | None]:
+        """(groups, atoms) masks and (branches,) gates for the next forward pass."""
+        probabilities, gates = self._probabilities(), self._branch_gates()
+        if not self.settings.stochastic:
+            return probabilities, gates
+        masks = sample_masks(probabilities, self._generator)
+        return masks, None if gates is None else sample_masks(gates, self._generator)
 
     def _costs(self, widths: Tensor) -> Tensor:
         return torch.stack([budget.cost(widths) for budget in self.budgets])
 
     def _move_keep_ratios(self, validation_loss: Callable[[], Tensor]) -> None:
-        self._masks.set(self._draw())
+        self._masks.set(*self._draw())
         with _frozen_statistics(self._model):
             loss = validation_loss()
         (loss_gradient,) = torch.autograd.grad(loss, self.keep_ratios)
@@ -309,6 +336,11 @@ class DSAPruner:
             self._warn(f"the validation loss is {float(self._last_loss)} at step {self._steps}")
         names = [b.name for b in self.budgets]
         costs = self._costs(self.keep_ratios * self._dense).tolist()
+        gates = self._branch_gates()
+        branches = [b.name for b in self.graph.branches]
+        own = {} if gates is None else {
+            "branch_gates": dict(zip(branches, gates.tolist(), strict=True))
+        }  # fmt: skip
         self._on_event(
             {
                 "event": "search_step",
@@ -320,6 +352,7 @@ class DSAPruner:
                 "costs": dict(zip(names, costs, strict=True)),
                 "targets": dict(zip(names, self.current_targets().tolist(), strict=True)),
             }
+            | own
         )
 
     def _warn(self, message: str) -> None:
@@ -414,15 +447,15 @@ class DSAPruner:
             self._masks = self._masked()
         masked = self._outputs_with(keep)
         self._masks.remove()
-        small = remove_channels(self._model, self.coupling, keep)
+        branches = self.graph.branches
+        small = remove_channels(self._model, self.coupling, keep, branches)
         difference = float((masked - outputs_of(small, self._example)).abs().max())
-        return Pruned(small, allocation, keep, ratios, difference)
+        gone = removed_branches(branches, allocation.widths.tolist())
+        return Pruned(small, allocation, keep, ratios, difference, gone)
 
     def _outputs_with(self, keep: Keep) -> Tensor:
-        masks = torch.zeros_like(self._importance.present, dtype=torch.float32)
-        for row, kept in zip(masks, keep, strict=True):
-            row[: len(kept)] = torch.as_tensor(kept, device=row.device)
-        self._masks.set(masks)
+        masks, gates = hard_masks(self.coupling, self.graph.branches, keep)
+        self._masks.set(masks.to(self._dense.device), gates.to(self._dense.device))
         return outputs_of(self._model, self._example)
 
     # -- resume --------------------------------------------------------------------------------

@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dsa_hw.branch_surgery import cut_branches
+from dsa_hw.branches import Branch, removed_branches
 from dsa_hw.coupling import Coupling, find_coupling
 from dsa_hw.errors import RunFolderError
 
@@ -40,15 +44,24 @@ def kept_widths(coupling: Coupling, keep: Keep) -> list[int]:
     return [int(k.sum()) * g.atom_channels for g, k in zip(coupling.groups, keep, strict=True)]
 
 
-def remove_channels(model: nn.Module, coupling: Coupling, keep: Keep) -> nn.Module:
+def remove_channels(
+    model: nn.Module, coupling: Coupling, keep: Keep, branches: Sequence[Branch] = ()
+) -> nn.Module:
     """A copy of ``model`` without the atoms that ``keep`` leaves out.
 
-    The copy computes what ``model`` computes when those channels are zero everywhere.
+    The copy computes what ``model`` computes when those channels are zero everywhere, and with
+    them the outputs of branches that have none left.
+
+    Args:
+        branches: that may be removed; those whose internal groups are all gone are.
     """
-    small = copy.deepcopy(model)
+    gone = removed_branches(branches, kept_widths(coupling, keep))
+    small = cut_branches(copy.deepcopy(model), gone)
     modules = dict(small.named_modules())
     names = dict.fromkeys(name for name, _ in coupling.maps)
     for name in names:
+        if name not in modules:
+            continue  # it went with its branch
         out = coupling.maps.get((name, "out"))
         into = coupling.maps.get((name, "in"))
         _shrink(
@@ -109,8 +122,14 @@ def save_pruned(
     keep: Keep,
     example_inputs: torch.Tensor,
     exclude: Sequence[str] = (),
+    branches: Sequence[Branch] = (),
 ) -> None:
-    """Write ``widths.json`` and ``weights.safetensors``: what ``load_pruned`` needs."""
+    """Write ``widths.json`` and ``weights.safetensors``: what ``load_pruned`` needs.
+
+    Args:
+        branches: that might have been removed; the file names those that were.
+    """
+    gone = removed_branches(branches, kept_widths(coupling, keep))
     groups = [
         {
             "name": group.name,
@@ -125,6 +144,7 @@ def save_pruned(
         "input_shape": list(example_inputs.shape),
         "exclude": list(exclude),
         "groups": groups,
+        "removed_branches": [asdict(branch) for branch in gone],
     }
     (run_dir / WIDTHS_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     weights = {n: t.detach().cpu().contiguous() for n, t in small.state_dict().items()}
@@ -165,6 +185,13 @@ def load_pruned(model: nn.Module, run_dir: str | Path) -> nn.Module:
         kept = np.zeros(group.atoms, bool)
         kept[np.array(saved["kept"], int) // group.atom_channels] = True
         keep.append(kept)
-    small = remove_channels(model, coupling, keep)
+    branches = [_branch(saved) for saved in content.get("removed_branches", ())]
+    small = remove_channels(model, coupling, keep, branches)
     small.load_state_dict(load_file(run_dir / WEIGHTS_FILE))
     return small
+
+
+def _branch(saved: dict[str, Any]) -> Branch:
+    """A branch as ``asdict`` and JSON have left it."""
+    layers, groups = tuple(saved["layers"]), tuple(saved["groups"])
+    return Branch(saved["name"], layers, groups, saved["owner"], saved["end"])

@@ -18,10 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dsa_hw.budgets import FlopsBudget, LatencyBudget
+from dsa_hw.budgets import FlopsBudget, LatencyBudget, MemoryBudget
 from dsa_hw.coupling import find_coupling
 from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.dpp import keep_probabilities, sample_masks, standardized_inexactness
+from dsa_hw.inventory import take_inventory
 from dsa_hw.profiling import profile_network
 from dsa_hw.search import DSAPruner, SearchSettings
 from profilers.collect import nominal_reference_ms
@@ -101,9 +102,12 @@ def table() -> LatencyTable:
     return table
 
 
-@pytest.mark.parametrize(("stochastic", "autocast"), [(False, False), (True, True)])
+@pytest.mark.parametrize(
+    ("stochastic", "autocast", "remove_branches"),
+    [(False, False, False), (True, True, False), (False, False, True), (True, True, True)],
+)
 def test_a_search_step_never_reads_a_value(
-    table: LatencyTable, stochastic: bool, autocast: bool
+    table: LatencyTable, stochastic: bool, autocast: bool, remove_branches: bool
 ) -> None:
     torch.manual_seed(0)
     model, criterion = Residual(), nn.CrossEntropyLoss()
@@ -113,7 +117,7 @@ def test_a_search_step_never_reads_a_value(
         warmup=(0.0, 0.0), validation_every=2, log_every=10**6, stochastic=stochastic
     )
     pruner = DSAPruner(model, torch.zeros(1, 3, 16, 16), budgets, total_steps=steps,
-                       settings=settings)  # fmt: skip
+                       settings=settings, remove_branches=remove_branches)  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     x, y = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
 
@@ -138,8 +142,10 @@ def test_a_search_step_never_reads_a_value(
 def test_budgets_and_masks_are_made_on_the_device_that_asks(table: LatencyTable) -> None:
     """Tensors of a CUDA device that need none: mixing devices or reading a value raises."""
     model, x = Residual(), torch.zeros(1, 3, 16, 16)
-    graph = DeployedGraph(export_onnx(model, x), find_coupling(model, x))
-    bound = [request.bind(graph)[0] for request in (LatencyBudget(table, 0.02), FlopsBudget(0.5))]
+    graph = take_inventory(model, x, remove_branches=True)
+    assert graph.branches
+    requests = (LatencyBudget(table, 0.02), FlopsBudget(0.5), MemoryBudget(0.5))
+    bound = [request.bind(graph)[0] for request in requests]
     groups = len(graph.dense_widths)
     with FakeTensorMode(), torch.no_grad():  # a backward pass would need the device itself
         widths = torch.full((groups,), 16.0, device="cuda")

@@ -144,6 +144,41 @@ def test_a_new_target_without_a_new_search(
     assert "needs a trained dense network" in capsys.readouterr().err
 
 
+def test_a_run_that_removes_a_branch(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """FLOPs below those of the narrowest branch; the closed loop times the network without it."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    few = ["--budget", "latency", "flops", "--flops-ratio", "0.0045", "--remove-branches", "true"]
+    command = [*TRAIN, *few, "--out", "runs/b"]
+    assert prune.main(command) == 0
+    assert "removed branches: a+b" in capsys.readouterr().out
+    result = result_of("runs/b")
+    assert result["removed_branches"] == ["a+b"]
+    assert "Removed branches: a+b." in Path("runs/b/report.html").read_text()
+    assert {g["name"]: g["width"] for g in result["groups"]}["a"] == 0
+    gone = {layer["name"]: layer["pruned_ms"] for layer in result["layers"]}
+    assert gone["a"] == gone["b"] == 0 < gone["stem"]
+    assert result["pruned"]["flops"] <= 0.0045 * result["dense"]["flops"]
+    assert result["pruned"]["masked_vs_pruned_max_abs"] <= 1e-4
+    assert result["pruned"]["torch_vs_onnx_max_rel"] <= 1e-4
+    nodes = [n.op_type for n in onnx.load("runs/b/model.onnx").graph.node]
+    assert nodes.count("Conv") == 1
+    assert "Add" not in nodes
+
+    import tiny_user_net  # pyright: ignore[reportMissingImports]
+
+    small = dsa_hw.load_pruned(tiny_user_net.Tiny(), "runs/b").eval()
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    session = ort.InferenceSession("runs/b/model.onnx", providers=["CPUExecutionProvider"])
+    got = np.asarray(session.run(None, {"input": x.numpy()})[0])
+    np.testing.assert_allclose(small(x).detach().numpy(), got, atol=1e-3)
+
+    Path("runs/b/result.json").unlink()  # killed in the last measurement: it goes on from there
+    assert prune.main(command) == 0
+    again = result_of("runs/b")
+    assert again["removed_branches"] == ["a+b"]
+    assert again["pruned"]["accuracy"] == result["pruned"]["accuracy"]
+
+
 @pytest.mark.parametrize(("event", "number"), [("table", 30), ("log", 3), ("log", 10)])
 def test_kill_and_resume(workdir: Path, event: str, number: int) -> None:
     """kill -9 while profiling, in the search, and later; the same command then finishes."""

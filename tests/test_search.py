@@ -167,6 +167,19 @@ def test_taylor_importance_in_a_search_and_its_resume() -> None:
     assert found.masked_vs_pruned_max_abs <= 1e-4
 
 
+def test_taylor_scores_follow_the_search() -> None:
+    """Gradients by masks are collected after the search has begun, and not only before."""
+    settings = SearchSettings(warmup=(0.0, 0.1))
+    model, pruner = search(dsa_hw.FlopsBudget(0.5), settings=settings, steps=20,
+                           importance="taylor")  # fmt: skip
+    assert pruner.searching
+    before = pruner._importance().clone()
+    x, y = Toy(1).batch()
+    nn.functional.cross_entropy(model(x), y).backward()
+    pruner.step(lambda: nn.functional.cross_entropy(model(x), y))
+    assert not torch.equal(pruner._importance(), before)
+
+
 def test_a_new_target_from_a_finished_search() -> None:
     """Keep ratios go on to another budget by one factor; the model can be cut again."""
     _, pruner = search(dsa_hw.FlopsBudget(0.5), steps=60)

@@ -102,7 +102,7 @@ class CellRun(Run):
             fresh_model=self._fresh_model,
             example=self.dense.example,
             graph=self.dense.graph,
-            choices=latency.choices,
+            choices=latency.choices.without_removal(),
             budget=ModelledLatency(latency.model, target_ms),
             measure=measure,
             trainer=trainer,

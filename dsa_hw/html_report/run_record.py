@@ -142,6 +142,7 @@ class RunRecord:
     dense: NetworkFigures
     pruned: NetworkFigures
     seconds: tuple[tuple[str, float | None], ...]
+    removed_branches: tuple[str, ...]
     groups: tuple[GroupWidth, ...]
     layers: tuple[LayerCost, ...]
     calibration: Calibration | None
@@ -179,6 +180,7 @@ def read_run(run_dir: Path) -> RunRecord:
         dense=NetworkFigures.read(result.object("dense") or Fields({})),
         pruned=NetworkFigures.read(result.object("pruned") or Fields({})),
         seconds=_read_seconds(result),
+        removed_branches=result.texts("removed_branches") or (),
         groups=_read_groups(result),
         layers=_read_layers(result),
         calibration=_read_calibration(result),

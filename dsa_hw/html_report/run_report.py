@@ -144,6 +144,8 @@ def _result_section(run: RunRecord) -> Section:
     header = ("", "Dense", "Target", "Pruned, predicted", "Pruned, measured", "Change")
     result = Table(_setting(run), header, rows, strong_rows=frozenset({0}))
     body = [parts.table(result)]
+    if run.removed_branches:
+        body.append(parts.text(f"Removed branches: {', '.join(run.removed_branches)}."))
     difference = run.pruned.masked_vs_pruned_max_abs
     if difference is not None:
         body.append(
