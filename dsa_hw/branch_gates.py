@@ -27,6 +27,9 @@ class BranchGates:
     Args:
         choices: of the widths; their narrowest are where branches begin to fade.
         dtype: of the widths it will be given.
+
+    Attributes:
+        shares: (groups, branches); ``widths @ shares``, cut off at 1, are the gates.
     """
 
     def __init__(
@@ -45,12 +48,12 @@ class BranchGates:
         shares = np.array([_shares(graph, b.groups, b.layers) for b in graph.branches])
         shares = shares.reshape(len(graph.branches), len(floors))
         at_narrowest = shares @ choices.narrowest
-        self._shares = self._tensor((shares / at_narrowest[:, None]).T)
+        self.shares = self._tensor((shares / at_narrowest[:, None]).T)
         self._first = torch.tensor([b.groups[0] for b in graph.branches], device=device)
 
     def smooth(self, widths: Tensor) -> Tensor:
         """Gates in [0, 1], differentiable: 1 from the narrowest widths on."""
-        return (widths @ self._shares).clamp_max(1.0)
+        return (widths @ self.shares).clamp_max(1.0)
 
     def hard(self, widths: Tensor) -> Tensor:
         """Gates of widths in which the internal groups of a branch are zero together: 0 or 1.

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsa_hw.branch_gates import BranchGates, branch_of_layers, spread
+from dsa_hw.branch_gates import BranchGates, branch_of_layers
 from dsa_hw.choices import WidthChoices
 from dsa_hw.deployed import DeployedGraph, Layer
 from profilers.collect import Request
@@ -170,26 +170,26 @@ class LatencyModel:
         """Calibrated ms of every layer, (..., layers)."""
         if self._branches is None:
             return self._table_ms(widths, staircase)
-        flat = widths.double()
-        gates = self._branches.gates_of(flat, staircase)
-        return self._gated_layer_ms(self._branches, flat, gates, staircase).to(widths.dtype)
+        flat, terms = widths.double(), self._branches
+        if staircase:
+            ms = self._table_ms(flat, staircase) * terms.layers_there(flat)
+        else:
+            ms = self._table_ms(terms.gates.floored(flat), staircase) * terms.layer_gates(flat)
+        return ms.to(widths.dtype)
 
     def _network_ms(self, widths: Tensor, staircase: bool) -> Tensor:
-        if self._branches is None:
+        terms = self._branches
+        if terms is None:
             layers = self._table_ms(widths, staircase).sum(-1)
             return layers + widths @ self._operations + self._constant
-        flat, terms = widths.double(), self._branches
-        gates = terms.gates_of(flat, staircase)
-        layers = self._gated_layer_ms(terms, flat, gates, staircase).sum(-1)
-        there = terms.there(flat, staircase)
-        operations = there @ terms.operations - terms.gone_ms(there, gates)
-        return (layers + operations + self._constant).to(widths.dtype)
-
-    def _gated_layer_ms(
-        self, terms: _BranchTerms, flat: Tensor, gates: Tensor, staircase: bool
-    ) -> Tensor:
-        ms = self._table_ms(terms.there(flat, staircase), staircase)
-        return ms * terms.layer_gates(flat, gates, staircase)
+        flat = widths.reshape(-1, widths.shape[-1]).double()
+        if staircase:
+            layers = self._table_ms(flat, staircase) * terms.layers_there(flat)
+            ms = layers.sum(-1) + terms.operations_ms(flat)
+        else:
+            there = terms.gates.floored(flat)
+            ms = terms.network_ms(flat, there, self._table_ms(there, staircase))
+        return ms.reshape(widths.shape[:-1]).to(widths.dtype)
 
     def _table_ms(self, widths: Tensor, staircase: bool) -> Tensor:
         """Calibrated ms of every layer as if all branches were there, (..., layers)."""
@@ -261,64 +261,75 @@ class LatencyModel:
         self._branches = self._branch_terms(tensor) if self.graph.branches else None
 
     def _branch_terms(self, tensor: Callable[[object], Tensor]) -> _BranchTerms:
-        gates = BranchGates(self.graph, self.choices, self.device, torch.float64)
-        rates = self.coefficients.rates_ms
-        own, constants = [], []
-        for within in (self.graph.operations, *self.graph.branch_operations):
-            own.append(
-                sum(
-                    (o.elements.coefficients * rates[o.kind] for o in within),
-                    np.zeros(len(self.graph.coupling.groups)),
-                )
-            )
-            constants.append(sum(o.elements.constant * rates[o.kind] for o in within))
+        """Columns: what is in no branch, then each branch."""
+        graph, rates = self.graph, self.coefficients.rates_ms
+        operations, constants = [], []
+        for within in (graph.operations, *graph.branch_operations):
+            linear = [o.elements.scaled(rates[o.kind]) for o in within]
+            none = np.zeros(len(graph.coupling.groups))
+            operations.append(sum((x.coefficients for x in linear), none))
+            constants.append(sum(x.constant for x in linear))
+        operations[0] = operations[0] - sum(operations[1:])
+        constants[0] += self.coefficients.constant_ms - sum(constants[1:])
+        sums = np.zeros((len(graph.layers), 1 + len(graph.branches)))
+        for row, branch in enumerate(branch_of_layers(graph)):
+            sums[row, 0 if branch is None else 1 + branch] = 1.0
+        gates = BranchGates(graph, self.choices, self.device, torch.float64)
+        shares = torch.nn.functional.pad(gates.shares, (1, 0))
         return _BranchTerms(
             gates=gates,
-            members=gates.members(branch_of_layers(self.graph)),
             closers=gates.closers(),
-            operations=tensor(own[0]),
-            branch_operations=tensor(np.stack(own[1:], axis=1)),
-            branch_constants=tensor(constants[1:]),
+            shares=shares,
+            always=tensor([1.0] + [0.0] * len(graph.branches)),
+            sums=tensor(sums),
+            operations=tensor(np.stack(operations, axis=1)),
+            constants=tensor(constants),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _BranchTerms:
-    """What removable branches add to a latency model; see ``BranchGates``.
+    """A latency model's terms by branch, in columns: what is in no branch, then each branch.
 
     Args:
-        members: (branches, layers).
-        closers: (groups, layers).
-        operations: (groups,) ms a channel of all operations.
-        branch_operations: (groups, branches) the same of the operations in each branch.
-        branch_constants: (branches,) ms of these operations that depends on no width.
+        closers: (groups, layers), see ``BranchGates``.
+        shares: (groups, columns); with ``always``, the gates before they are cut off at 1.
+        always: (columns,) 1 for what is in no branch.
+        sums: (layers, columns) 1 where a layer belongs.
+        operations: (groups, columns) ms a channel.
+        constants: (columns,) ms.
     """
 
     gates: BranchGates
-    members: Tensor
     closers: Tensor
+    shares: Tensor
+    always: Tensor
+    sums: Tensor
     operations: Tensor
-    branch_operations: Tensor
-    branch_constants: Tensor
+    constants: Tensor
 
-    def gates_of(self, widths: Tensor, staircase: bool) -> Tensor:
-        """(..., branches)"""
-        return self.gates.hard(widths) if staircase else self.gates.smooth(widths)
+    def network_ms(self, widths: Tensor, there: Tensor, layer_ms: Tensor) -> Tensor:
+        """(n,) smooth ms, from (n, groups) widths, these floored, and (n, layers) table ms."""
+        columns = torch.addmm(self.constants, there, self.operations)
+        columns = torch.addmm(columns, layer_ms, self.sums)
+        return (self._smooth(widths) * columns).sum(-1)
 
-    def there(self, widths: Tensor, staircase: bool) -> Tensor:
-        """Widths to read the table at: a branch that fades stays at its narrowest."""
-        return widths if staircase else self.gates.floored(widths)
+    def layer_gates(self, widths: Tensor) -> Tensor:
+        """(..., layers) smooth gates."""
+        flat = widths.reshape(-1, widths.shape[-1])
+        return (self._smooth(flat) @ self.sums.T).reshape(*widths.shape[:-1], -1)
 
-    def layer_gates(self, widths: Tensor, gates: Tensor, staircase: bool) -> Tensor:
-        """(..., layers)"""
-        if staircase:
-            return ((widths <= 0).double() @ self.closers == 0).double()
-        return spread(gates, self.members)
+    def layers_there(self, widths: Tensor) -> Tensor:
+        """(..., layers) 1 where a layer is, 0 where its branch is removed."""
+        return ((widths <= 0).double() @ self.closers == 0).double()
 
-    def gone_ms(self, there: Tensor, gates: Tensor) -> Tensor:
-        """(...,) ms of operations that closed gates take away."""
-        within = there @ self.branch_operations + self.branch_constants
-        return ((1.0 - gates) * within).sum(-1)
+    def operations_ms(self, widths: Tensor) -> Tensor:
+        """(n,) ms of operations and the constant, removed branches left out."""
+        columns = torch.addmm(self.constants, widths, self.operations)
+        return columns[:, 0] + (columns[:, 1:] * self.gates.hard(widths)).sum(-1)
+
+    def _smooth(self, widths: Tensor) -> Tensor:
+        return torch.addmm(self.always, widths, self.shares).clamp_max(1.0)
 
 
 @dataclass(frozen=True, slots=True)

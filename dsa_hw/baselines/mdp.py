@@ -7,9 +7,9 @@ non-linear program over one-hot choices of each width.
 
 Here a layer's product of two one-hot choices is written with the variables of a transport problem
 (one a pair of choices, rows and columns summing to the choices), which is exact and linear, and
-SciPy's HiGHS solves it. Differences: whole blocks are not removed (no method here does, so that
-all search the same space); latency is this project's calibrated model on the device's steps. A
-solver that finds nothing raises.
+SciPy's HiGHS solves it. Differences: whole blocks are not removed (no baseline here does that);
+latency is this project's calibrated model on the device's steps. A solver that finds nothing
+raises.
 """
 
 from __future__ import annotations
