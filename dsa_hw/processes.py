@@ -54,8 +54,8 @@ class Processes:
                 "pruning needs all of it in each: choose plain data-parallel training in "
                 "accelerate config"
             )
-        self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if self.count > 1 else None
-        self._alone = self._group is None
+        self._alone = self.count == 1
+        self._group = None if self._alone else _own_group()
 
     def from_main(self, make: Callable[[], T], *, told: Callable[[T], T] = lambda made: made) -> T:
         """What ``make`` returns in the main process, where alone it runs; in all of them.
@@ -123,6 +123,12 @@ class Processes:
         if error is not None:
             raise error
         return made
+
+
+def _own_group() -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(group, dist.ProcessGroup)  # all processes are members
+    return group
 
 
 def _sendable(error: BaseException) -> Exception:

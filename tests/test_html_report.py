@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from browser import browse
 
 from dsa_hw.html_report import ReportInputError, write_run_report, write_table_report
 from profilers.errors import TableError
@@ -437,10 +436,3 @@ def test_other_files_are_refused(tmp_path: Path, first_line: str):
     path.write_text(first_line + "\n")
     with pytest.raises(TableError, match="line 1: not the header of a latency table"):
         write_table_report(path, tmp_path / "table.html")
-
-
-def test_browser_shows_the_figures(any_page: Path, tmp_path: Path):
-    shown = browse(any_page, tmp_path)
-    assert shown.console == []
-    assert shown.drawn_figures == any_page.read_text(encoding="utf-8").count("<svg") > 0
-    assert shown.page_wider_than_window is False

@@ -93,10 +93,12 @@ def test_two_processes_finish_what_one_began_as_that_one_would(
     assert losses[1] == pytest.approx(losses[0], abs=1e-3)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_shared_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = PruneConfig(target_ratio=0.5, train_batch_size=30, train_device="cpu")
     trainer = Trainer(config, fake_prune.colours(), RunFolder(tmp_path))
-    trainer._processes = 4
+    monkeypatch.setattr(trainer, "_processes", 4)
     with pytest.raises(UserError, match="a multiple of 4"):
         trainer._check_shares()
 
