@@ -10,7 +10,12 @@ from dsa_hw.html_report.assets import SCRIPT, STYLE
 from dsa_hw.html_report.drawing import Drawing
 from dsa_hw.html_report.palette import css_variables
 
-BADGES = {"met": "✓ Target met", "missed": "✕ Target missed", "unknown": "Target not checked"}
+BADGES = {
+    "met": "✓ Target met",
+    "under": "Under the target by more than 2 %",
+    "missed": "✕ Target missed",
+    "unknown": "Target not checked",
+}
 CELL_CLASSES = {"text": "", "number": "", "key": "key", "none": "none"}
 
 
