@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import sys
+import time
 import typing
 from collections.abc import Callable, Sequence
 from types import UnionType
@@ -17,6 +19,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 from dsa_hw.errors import UserError
 
 Config = TypeVar("Config")
+
+HOLD_S = 10.0
+"""A launcher ends all processes of a run when one ends: the main one gets so long to speak."""
 
 
 def run_command(
@@ -42,11 +47,31 @@ def run_command(
         config = parse(name, config_class, argv, positional)
         return run(config) or 0
     except (UserError, ProfilerError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        _say(f"{name}: {error}")
         return 2
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted; the same command again goes on from here", file=sys.stderr)
+        _say(f"\n{name}: interrupted; the same command again goes on from here")
         return 130
+    except Exception:
+        _hold()
+        raise
+
+
+def _say(message: str) -> None:
+    """Print it in the main process of a run; the others leave it to that one."""
+    _hold()
+    if _is_main():
+        print(message, file=sys.stderr, flush=True)
+
+
+def _hold() -> None:
+    """Give the main process time to speak first: what fails elsewhere may have failed with it."""
+    if not _is_main():
+        time.sleep(HOLD_S)
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def parse(

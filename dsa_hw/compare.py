@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -12,7 +13,13 @@ from dsa_hw.config import CompareConfig
 def _run(config: CompareConfig) -> int:
     from dsa_hw.comparison import compare
     from dsa_hw.console import Progress, print_comparison
+    from dsa_hw.errors import UserError
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "the processes of a comparison work on runs of their own, and need no launcher: start "
+            "the same command several times instead"
+        )
     print_comparison(compare(config, Progress()), config.out)
     return 0
 

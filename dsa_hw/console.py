@@ -16,11 +16,11 @@ EVERY_S = 10.0
 class Progress:
     """Progress callback: what, how far, how long still. Redraws on a terminal, else prints lines.
 
-    Calls take (what, done, planned).
+    Calls take (what, done, planned). A silent one shows nothing: another process speaks.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(file=sys.stderr, soft_wrap=True)
+    def __init__(self, console: Console | None = None, silent: bool = False) -> None:
+        self._console = console or Console(file=sys.stderr, soft_wrap=True, quiet=silent)
         self._what = ""
         self._start = 0.0
         self._first = 0

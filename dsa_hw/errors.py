@@ -15,3 +15,7 @@ class InfeasibleBudget(UserError):
 
 class RunFolderError(UserError):
     """The run folder cannot be used: it holds another run, or cannot be written."""
+
+
+class MainProcessFailed(UserError):
+    """Raised in the other processes of a run when the main one has failed; that one says why."""

@@ -43,7 +43,7 @@ def load_finished_search(config: PruneConfig) -> FinishedSearch | None:
     folder = RunFolder(Path(config.search_from))
     if not (folder.path / CONFIG_FILE).is_file():
         raise RunFolderError(f"search-from: {folder.path} holds no run")
-    source = _config_of(folder)
+    source = config_of(folder)
     for name in SAME:
         theirs, ours = getattr(source, name), getattr(config, name)
         if theirs != ours:
@@ -62,7 +62,8 @@ def load_finished_search(config: PruneConfig) -> FinishedSearch | None:
     return FinishedSearch(state["model"], state["extra"], dense["model"] if dense else None)
 
 
-def _config_of(folder: RunFolder) -> PruneConfig:
+def config_of(folder: RunFolder) -> PruneConfig:
+    """What the run in ``folder`` was asked for."""
     content = yaml.safe_load((folder.path / CONFIG_FILE).read_text(encoding="utf-8"))
     known = PruneConfig.__dataclass_fields__
     values: dict[str, Any] = {

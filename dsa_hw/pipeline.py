@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,19 @@ from dsa_hw.data import DataSplits, load_data
 from dsa_hw.deployed import DeployedGraph
 from dsa_hw.distillation import Distillation
 from dsa_hw.errors import InfeasibleBudget, UserError
-from dsa_hw.finished_search import FinishedSearch, load_finished_search
+from dsa_hw.finished_search import FinishedSearch, config_of, load_finished_search
 from dsa_hw.html_report import write_run_report
 from dsa_hw.importance import AtomImportance
 from dsa_hw.inventory import fixed_branches_warning, take_inventory
 from dsa_hw.masks import ChannelMasks, hard_masks
 from dsa_hw.memory import PeakMemory
 from dsa_hw.models import default_input_shape, resolve_model
+from dsa_hw.processes import Processes, trains_on_cpu
 from dsa_hw.profiling import ProfiledNetwork, profile_network
 from dsa_hw.rounding import kept_importance
 from dsa_hw.run_folder import ONNX_FILE, RESULT_FILE, RunFolder, Stopwatch
 from dsa_hw.search import BudgetRequest, DSAPruner, SearchSettings, outputs_of
+from dsa_hw.shared_run_folder import SharedRunFolder
 from dsa_hw.surgery import Keep, keep_most_important, remove_channels, save_pruned
 from dsa_hw.training import Stage, Trainer
 from dsa_hw.validation import export_checked, loop_measure, resolve_target, time_networks
@@ -126,6 +128,26 @@ def build_model(config: ModelConfig, num_classes: int | None = None) -> nn.Modul
     return model
 
 
+def dense_of_run(folder: RunFolder, result: dict[str, Any]) -> bytes:
+    """The dense network of a finished run as ONNX, to be timed: its weights are none in particular.
+
+    Args:
+        result: the content of its ``result.json``.
+
+    Raises:
+        UserError: the run does not say enough of it.
+    """
+    if "num_classes" not in result:
+        raise UserError(
+            f"the run in {folder.path} was made by an earlier version and does not say how its "
+            "dense network looks; prune again, or time its model.onnx by itself: --onnx"
+        )
+    config = replace(config_of(folder), pretrained=False, weights=None)
+    model = build_model(config, result["num_classes"])
+    example = example_for(config, result["input_shape"])
+    return export_onnx(model, example).SerializeToString()
+
+
 def example_for(config: ModelConfig, shape: tuple[int, int, int] | None = None) -> torch.Tensor:
     """(N, C, H, W) input at the deployment batch size, seeded noise."""
     own = config.input_shape or shape or default_input_shape(config.model)
@@ -161,19 +183,56 @@ class Small:
     rounds: list[dict[str, Any]]
 
 
-def prune(config: PruneConfig, progress: Progress) -> dict[str, Any]:
+@dataclass(frozen=True)
+class KnownDevice:
+    """What is known of the device before anything is pruned.
+
+    Args:
+        backend: None in processes that do not measure.
+        target_ms: as it looks now; None without a latency target.
+        seconds: that measuring it took.
+    """
+
+    backend: Backend | None
+    table: LatencyTable
+    profiled: ProfiledNetwork
+    target_ms: float | None
+    seconds: float
+
+
+def prune(
+    config: PruneConfig, progress: Progress, processes: Processes | None = None
+) -> dict[str, Any]:
     """Run (or go on with) everything; returns the content of ``result.json``.
+
+    Args:
+        processes: all of which call this; asked for from Accelerate if not given.
 
     Raises:
         UserError: the configuration cannot be carried out; nothing was written over.
     """
-    folder = RunFolder.check(config.out, config)
+    processes = processes or Processes(trains_on_cpu(config))
+    folder = SharedRunFolder.check_for(config.out, config, processes)
     if (done := folder.read_json(RESULT_FILE)) is not None:
         progress.say(f"{folder.path} is finished already; this is its result")
         return done
     _check_teacher(config)
-    learned = load_finished_search(config)
-    dense = load_dense(config)
+    learned = processes.from_main(lambda: load_finished_search(config))
+    dense = processes.together(lambda: load_dense(config))
+    known = processes.from_main(
+        lambda: _know_device(config, dense, progress),
+        told=lambda known: replace(known, backend=None),
+    )
+    folder.start(config)
+    run = Run(
+        config, folder, dense, known.backend, known.table, known.profiled, known.target_ms,
+        progress, learned, processes,
+    )  # fmt: skip
+    run.watch.seconds["profile"] = round(run.watch.seconds.get("profile", 0.0) + known.seconds, 2)
+    return run.finish()
+
+
+def _know_device(config: PruneConfig, dense: Dense, progress: Progress) -> KnownDevice:
     backend = configured_backend(config)
     started = time.perf_counter()
     table = configured_table(config, backend)
@@ -183,12 +242,7 @@ def prune(config: PruneConfig, progress: Progress) -> dict[str, Any]:
         seed=config.seed, on_progress=progress,
     )  # fmt: skip
     target_ms = check_target(config, profiled)
-    folder.start(config)
-    run = Run(config, folder, dense, backend, table, profiled, target_ms, progress, learned)
-    run.watch.seconds["profile"] = round(
-        run.watch.seconds.get("profile", 0.0) + time.perf_counter() - started, 2
-    )
-    return run.finish()
+    return KnownDevice(backend, table, profiled, target_ms, time.perf_counter() - started)
 
 
 def _check_teacher(config: PruneConfig) -> None:
@@ -264,6 +318,8 @@ def _staircase_ms(profiled: ProfiledNetwork, widths: np.ndarray) -> float:
 class Run:
     """One run's stages; each is skipped when the folder has its outcome.
 
+    In several processes all train, and the main one does everything else.
+
     Attributes:
         epochs_before: epochs that the small network's weights have had when fine-tuning begins.
     """
@@ -273,15 +329,17 @@ class Run:
         config: PruneConfig,
         folder: RunFolder,
         dense: Dense,
-        backend: Backend,
+        backend: Backend | None,
         table: LatencyTable,
         profiled: ProfiledNetwork,
         target_ms: float | None,
         progress: Progress,
         learned: FinishedSearch | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.config, self.folder, self.dense = config, folder, dense
-        self.backend, self.table, self.profiled = backend, table, profiled
+        self.processes = processes or Processes(trains_on_cpu(config))
+        self._backend, self.table, self.profiled = backend, table, profiled
         self.target_ms, self.learned, self.progress = target_ms, learned, progress
         self.trained_dense: nn.Module | None = None
         self.watch = Stopwatch(folder)
@@ -290,11 +348,23 @@ class Run:
             Trainer(config, dense.data, folder, progress) if dense.data is not None else None
         )
 
+    @property
+    def backend(self) -> Backend:
+        """The device, in the process that measures."""
+        assert self._backend is not None
+        return self._backend
+
     def finish(self) -> dict[str, Any]:
         """All stages."""
         dense_accuracy = self._dense_accuracy()
         small = self._load_small() or self._make_small()
         accuracy = self._finetune(small.model)
+        return self.processes.from_main(lambda: self._prove(small, dense_accuracy, accuracy))
+
+    def _prove(
+        self, small: Small, dense_accuracy: float | None, accuracy: float | None
+    ) -> dict[str, Any]:
+        """Export, check and time what came out, and write everything down."""
         small.model.cpu().to(memory_format=torch.contiguous_format)  # pyright: ignore
         with self.watch.measure("validate"):
             measured, onnx_difference = self._validate(small.model)
@@ -377,7 +447,14 @@ class Run:
         return measure
 
     def _make_small(self) -> Small:
-        small = self._search() if self.trainer is not None else self._plan()
+        """Made by the main process, after all have trained; all take it from the folder."""
+        make = self._search() if self.trainer is not None else self._plan
+        self.processes.from_main(lambda: self._save_small(make()))
+        small = self._load_small()
+        assert small is not None
+        return small
+
+    def _save_small(self, small: Small) -> None:
         self.folder.save_checkpoint(
             "pruned",
             {
@@ -389,7 +466,6 @@ class Run:
                 "rounds": small.rounds,
             },
         )
-        return small
 
     def _load_small(self) -> Small | None:
         state = self.folder.load_checkpoint("pruned")
@@ -426,13 +502,18 @@ class Run:
         ratios = (allocation.widths / choices.dense).tolist()
         return small_of(small, allocation, keep, ratios, difference)
 
-    def _search(self) -> Small:
-        """Train with DSA, then round and remove."""
-        found = self.searched(self._requests()).finish_with_report(self._measure())
-        return small_of(
-            found.model, found.allocation, found.keep, found.keep_ratios.tolist(),
-            found.masked_vs_pruned_max_abs,
-        )  # fmt: skip
+    def _search(self) -> Callable[[], Small]:
+        """Train with DSA; returns what then rounds and removes."""
+        pruner = self.searched(self._requests())
+
+        def cut() -> Small:
+            found = pruner.finish_with_report(self._measure())
+            return small_of(
+                found.model, found.allocation, found.keep, found.keep_ratios.tolist(),
+                found.masked_vs_pruned_max_abs,
+            )  # fmt: skip
+
+        return cut
 
     def searched(self, requests: Sequence[BudgetRequest]) -> DSAPruner:
         """A model trained under DSA for the search's epochs, masks still on it."""
@@ -454,14 +535,19 @@ class Run:
             pruner.retarget()
             return pruner
         validation_loss = trainer.validation_loss(model)
+
+        def go_on(state: dict[str, Any]) -> None:
+            pruner.load_state_dict(state)
+            validation_loss.seen = state["validated"]
+
         with self.watch.measure("search"):
             trainer.train(
                 model,
                 Stage("search", config.search_epochs, 0, self._all_steps()),
                 searching=True,
                 after_step=lambda: pruner.step(validation_loss),
-                extra_state=pruner.state_dict,
-                load_extra=pruner.load_state_dict,
+                extra_state=lambda: pruner.state_dict() | {"validated": validation_loss.seen},
+                load_extra=go_on,
             )
         return pruner
 
@@ -553,6 +639,8 @@ class Run:
         return {
             "model": config.model,
             "data": config.data if self.trainer else None,
+            "num_classes": self._classes(),
+            "input_shape": list(self.dense.example.shape[1:]),
             "seed": config.seed,
             "epochs": config.epochs,
             "target_ms": target_ms,

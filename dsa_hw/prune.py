@@ -12,8 +12,12 @@ from dsa_hw.config import PruneConfig
 def _run(config: PruneConfig) -> int:
     from dsa_hw.console import Progress, print_result
     from dsa_hw.pipeline import prune
+    from dsa_hw.processes import Processes, trains_on_cpu
 
-    print_result(prune(config, Progress()), config.out)
+    with Processes(trains_on_cpu(config)) as processes:
+        result = prune(config, Progress(silent=not processes.is_main), processes)
+        if processes.is_main:
+            print_result(result, config.out)
     return 0
 
 

@@ -76,12 +76,6 @@ class RunFolder:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, self.path / name)
 
-    def write_bytes(self, name: str, content: bytes) -> None:
-        """Replace a file as a whole."""
-        partial = self.path / f".{name}.new"
-        partial.write_bytes(content)
-        os.replace(partial, self.path / name)
-
     def read_json(self, name: str) -> Any | None:
         """Content of a JSON file, None if there is none."""
         path = self.path / name
@@ -126,10 +120,15 @@ class RunFolder:
         if name not in starts:
             self.write_json("stages.json", starts | {name: self.log_bytes()})
         elif not (self.path / "checkpoints" / f"{name}.pt").is_file():
-            self.rewind_log(starts[name])
+            self._rewind_log(starts[name])
 
-    def rewind_log(self, length: int) -> None:
-        """Forget events that came after a checkpoint."""
+    def resume_stage(self, name: str, log_bytes: int) -> None:
+        """Forget events that came after a stage's checkpoint, unless a later stage has begun."""
+        starts = self.read_json("stages.json") or {}
+        if not any(start >= log_bytes for other, start in starts.items() if other != name):
+            self._rewind_log(log_bytes)
+
+    def _rewind_log(self, length: int) -> None:
         if self.log_bytes() > length:
             os.truncate(self.path / LOG_FILE, length)
 

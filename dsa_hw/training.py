@@ -12,13 +12,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Subset, random_split
 
 from dsa_hw.config import PruneConfig
 from dsa_hw.data import DataSplits, ImageTensors, batches
 from dsa_hw.distillation import Distillation
+from dsa_hw.errors import UserError
+from dsa_hw.processes import trains_on_cpu
 from dsa_hw.run_folder import RunFolder
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -47,6 +52,9 @@ class Stage:
 class Trainer:
     """Trains and evaluates classifiers as the configuration says.
 
+    Several processes (``accelerate launch``) share each batch: the configured batch size is that
+    of all of them, and a run means the same whatever their number.
+
     Args:
         config: optimizer, precision, batch size, seed.
         data: training and test splits.
@@ -61,8 +69,12 @@ class Trainer:
         folder: RunFolder,
         on_progress: Progress | None = None,
     ) -> None:
-        wanted = config.train_device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=wanted == "cpu")
+        self._accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            cpu=trains_on_cpu(config),
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+        )
+        self._processes = self._accelerator.num_processes
         self.device = self._accelerator.device
         self._config, self._folder = config, folder
         self._on_progress = on_progress or (lambda what, done, planned: None)
@@ -74,7 +86,21 @@ class Trainer:
             data.train, [len_of(data.train) - held_out, held_out], generator=generator
         )
         self._search, self._validation = (_flat(part) for part in parts)
+        self._check_shares()
         self.criterion = nn.CrossEntropyLoss()
+
+    def _check_shares(self) -> None:
+        """See that every process has as much of each batch as the others, and something."""
+        size, count = self._config.train_batch_size, self._processes
+        if size % count:
+            raise UserError(
+                f"train-batch-size is {size}; {count} processes share each batch, so that it has "
+                f"to be a multiple of {count}"
+            )
+        least = min(len_of(part) for part in (self._search, self._validation))
+        if least < count:
+            raise UserError(f"{least} images are too few to train on or to validate with in "
+                            f"{count} processes; add data or start fewer")  # fmt: skip
 
     @property
     def steps(self) -> int:
@@ -113,9 +139,8 @@ class Trainer:
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: _schedule((stage.first_step + step) / stage.all_steps)
         )
-        # Alone, the model stays as it is: preparing would patch its forward, which surgery copies.
-        several = self._accelerator.num_processes > 1
-        prepared = self._accelerator.prepare_model(model) if several else model
+        # Not Accelerate's wrapper: it patches the model's forward, which surgery copies.
+        prepared = DistributedDataParallel(model) if self._processes > 1 else model
         optimizer = self._accelerator.prepare_optimizer(optimizer)
         first_epoch = 0
         self._folder.begin_stage(stage.name)
@@ -127,11 +152,12 @@ class Trainer:
             if load_extra:
                 load_extra(state["extra"])
             first_epoch = state["epoch"]
-            self._folder.rewind_log(state["log_bytes"])
+            self._folder.resume_stage(stage.name, state["log_bytes"])
         for epoch in range(first_epoch, stage.epochs):
             loss = self._epoch(
                 prepared, optimizer, scheduler, stage, epoch, searching, distillation, after_step
             )
+            self._align(model)
             accuracy = None if searching else self.accuracy(model)
             self._folder.log(
                 {
@@ -151,6 +177,12 @@ class Trainer:
                 },
             )
         return model
+
+    def _align(self, model: nn.Module) -> None:
+        """Take the main process's running statistics for all; each has seen its own batches."""
+        if self._processes > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
 
     def _epoch(
         self,
@@ -186,15 +218,15 @@ class Trainer:
             if time.monotonic() - seen > 0.5:
                 self._on_progress(stage.name, epoch * steps + step + 1, stage.epochs * steps)
                 seen = time.monotonic()
-        return float(total) / steps
+        return float(self._accelerator.reduce(total, "mean")) / steps  # pyright: ignore
 
-    def validation_loss(self, model: nn.Module, first_epoch: int = 0) -> Callable[[], Tensor]:
-        """A function that gives the loss of ``model`` on the next batch held out for validation."""
-        return self._loss_on(model, self._validation, first_epoch)
+    def validation_loss(self, model: nn.Module) -> StreamedLoss:
+        """Gives the loss of ``model`` on the next batch held out for validation."""
+        return self._loss_on(model, self._validation)
 
-    def training_loss(self, model: nn.Module, first_epoch: int = 0) -> Callable[[], Tensor]:
+    def training_loss(self, model: nn.Module) -> StreamedLoss:
         """The same on training batches: what the keep ratios would see without a split."""
-        return self._loss_on(model, self._search, first_epoch)
+        return self._loss_on(model, self._search)
 
     def brief(self, model: nn.Module, steps: int, lr_factor: float = 0.1) -> float:
         """Train for a few steps, keeping nothing; returns the loss on one held-out batch after."""
@@ -210,17 +242,12 @@ class Trainer:
         with torch.no_grad():
             return float(self.validation_loss(model.eval())())
 
-    def _loss_on(
-        self, model: nn.Module, dataset: Dataset, first_epoch: int
-    ) -> Callable[[], Tensor]:
-        stream = self._endless(dataset, first_epoch)
-
-        def loss() -> Tensor:
-            x, y = next(stream)
+    def _loss_on(self, model: nn.Module, dataset: Dataset) -> StreamedLoss:
+        def loss(x: Tensor, y: Tensor) -> Tensor:
             with self._accelerator.autocast():
                 return self.criterion(model(x), y)
 
-        return loss
+        return StreamedLoss(loss, lambda seen: self._endless(dataset, 0, seen))
 
     def search_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of the search split (training data less what is held out), without end."""
@@ -272,18 +299,30 @@ class Trainer:
     def _accuracy_on(self, dataset: Dataset, model: nn.Module) -> float:
         model.eval()
         right = torch.zeros((), device=self.device)
-        for x, y in self._on_device(_in_order(dataset, 500)):
+        for x, y in self._on_device(_in_order(self._own_share(dataset), 500)):
             right += (model(x).argmax(-1) == y).sum()
         model.train()
-        return float(right) / len_of(dataset)
+        total = self._accelerator.reduce(right, "sum")
+        return float(total) / len_of(dataset)  # pyright: ignore[reportArgumentType]
+
+    def _own_share(self, dataset: Dataset) -> Dataset:
+        """What of ``dataset`` this process looks at when all look at it together, once."""
+        if self._processes == 1:
+            return dataset
+        mine = range(self._accelerator.process_index, len_of(dataset), self._processes)
+        return _flat(Subset(dataset, mine))
 
     def _batches(self, dataset: Dataset, epoch: int) -> Batches:
-        """Shuffled batches of one epoch; the same again for the same seed and epoch."""
+        """This process's part of shuffled batches of one epoch, all of them of the same size.
+
+        The same again for the same seed and epoch.
+        """
         seed = self._config.seed * 100_003 + epoch
         size = self._config.train_batch_size
         if isinstance(dataset, ImageTensors):
-            whole = batches(dataset, size, shuffle=True, augment=True, seed=seed)
-            return self._on_device(b for b in whole if len(b[1]) == min(size, len(dataset)))
+            part = (self._accelerator.process_index, self._processes)
+            every = batches(dataset, size, shuffle=True, augment=True, seed=seed, part=part)
+            return self._on_device(itertools.islice(every, max(1, len(dataset) // size)))
         loader = DataLoader(
             dataset,
             size,
@@ -294,10 +333,18 @@ class Trainer:
         )
         return self._on_device(self._accelerator.prepare_data_loader(loader))
 
-    def _endless(self, dataset: Dataset, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of one pass after the other; another order for every epoch and pass."""
-        for turn in itertools.count():
-            yield from self._batches(dataset, epoch + 1009 * turn)
+    def _endless(
+        self, dataset: Dataset, epoch: int, seen: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of one pass after the other; another order for every epoch and pass.
+
+        Args:
+            seen: batches to leave out at the beginning.
+        """
+        turns, rest = divmod(seen, max(1, len_of(dataset) // self._config.train_batch_size))
+        for turn in itertools.count(turns):
+            one_pass = self._batches(dataset, epoch + 1009 * turn)
+            yield from itertools.islice(one_pass, rest if turn == turns else 0, None)
 
     def _on_device(self, source: Batches) -> Batches:
         for x, y in source:
@@ -305,6 +352,31 @@ class Trainer:
                 x.to(self.device, memory_format=torch.channels_last, non_blocking=True),
                 y.to(self.device, non_blocking=True),
             )
+
+
+class StreamedLoss:
+    """A model's loss on the next batch of an endless stream."""
+
+    def __init__(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        stream_from: Callable[[int], Iterator[tuple[Tensor, Tensor]]],
+    ) -> None:
+        self._loss, self._stream_from = loss, stream_from
+        self.seen = 0
+
+    @property
+    def seen(self) -> int:
+        """Batches so far; set it to go on from there."""
+        return self._seen
+
+    @seen.setter
+    def seen(self, seen: int) -> None:
+        self._seen, self._stream = seen, self._stream_from(seen)
+
+    def __call__(self) -> Tensor:
+        self._seen += 1
+        return self._loss(*next(self._stream))
 
 
 def make_optimizer(model: nn.Module, config: PruneConfig) -> torch.optim.Optimizer:
@@ -342,7 +414,7 @@ def _schedule(progress: float) -> float:
 def _flat(part: Subset) -> Dataset:
     """A part of in-memory images as in-memory images."""
     if isinstance(part.dataset, ImageTensors):
-        return part.dataset.subset(torch.as_tensor(part.indices))
+        return part.dataset.subset(torch.as_tensor(list(part.indices)))
     return part
 
 

@@ -5,50 +5,88 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsa_hw.cli import run_command
 from dsa_hw.config import ValidateConfig
 
+if TYPE_CHECKING:
+    from profilers.timing import Measurement
+
 
 def _run(config: ValidateConfig) -> int:
-    import dataclasses
-    import json
-
     from dsa_hw.errors import UserError
-    from dsa_hw.pipeline import configured_backend
-    from dsa_hw.validation import time_networks
 
     if (config.run is None) == (config.onnx is None):
         raise UserError("give one of --run FOLDER and --onnx FILE")
-    result = None
-    path = Path(config.onnx or "")
     if config.run is not None:
-        path = Path(config.run) / "model.onnx"
-        result_path = Path(config.run) / "result.json"
-        if not result_path.is_file():
-            raise UserError(f"{config.run} holds no finished run (result.json is missing)")
-        result = json.loads(result_path.read_text(encoding="utf-8"))
-        config = dataclasses.replace(
+        _validate_run(config, Path(config.run))
+    else:
+        _validate_file(config, Path(config.onnx or ""))
+    return 0
+
+
+def _validate_file(config: ValidateConfig, path: Path) -> None:
+    from dsa_hw.pipeline import configured_backend
+    from dsa_hw.validation import time_networks
+
+    _need_file(path)
+    backend = configured_backend(config)
+    found = time_networks(backend, {"network": path}, time_limit_s=config.measure_seconds)
+    _print_measured(found["network"])
+
+
+def _validate_run(config: ValidateConfig, path: Path) -> None:
+    import dataclasses
+
+    from dsa_hw.errors import UserError
+    from dsa_hw.pipeline import configured_backend, dense_of_run
+    from dsa_hw.run_folder import ONNX_FILE, RESULT_FILE, RunFolder
+    from dsa_hw.validation import validate_run
+
+    folder = RunFolder(path)
+    result = folder.read_json(RESULT_FILE)
+    if result is None:
+        raise UserError(f"{path} holds no finished run ({RESULT_FILE} is missing)")
+    _need_file(path / ONNX_FILE)
+    dense = None if result["target_ratio"] is None else dense_of_run(folder, result)
+    backend = configured_backend(
+        dataclasses.replace(
             config, batch_size=result["batch_size"], precision=result["precision"],
             threads=config.threads or result["threads"],
-        )  # fmt: skip
+        )
+    )  # fmt: skip
+    found = validate_run(
+        backend, path / ONNX_FILE, dense, target_ms=result["target_ms"],
+        target_ratio=result["target_ratio"], time_limit_s=config.measure_seconds,
+    )  # fmt: skip
+    _print_measured(found.pruned)
+    before = result["pruned"]
+    print(f"at pruning: {before['measured_ms']:.4g} ms, predicted {before['predicted_ms']:.4g}")
+    if found.dense_ms is not None:
+        then = result["dense"]["measured_ms"]
+        print(f"dense:     {found.dense_ms:.4g} ms, timed in turn with it; {then:.4g} at pruning")
+        print(
+            f"ratio:     {found.pruned.median_ms / found.dense_ms:.3f} of dense; "
+            f"{result['ratio']['measured']:.3f} at pruning, target {result['target_ratio']:.3f}"
+        )
+    if found.target_ms is not None:
+        share = found.pruned.median_ms / found.target_ms
+        print(f"target:    {found.target_ms:.4g} ms; measured is {100 * share:.1f}% of it")
+
+
+def _need_file(path: Path) -> None:
+    from dsa_hw.errors import UserError
+
     if not path.is_file():
         raise UserError(f"there is no ONNX file at {path}")
-    backend = configured_backend(config)
-    measured = time_networks(backend, {"network": path}, time_limit_s=config.measure_seconds)[
-        "network"
-    ]
+
+
+def _print_measured(measured: Measurement) -> None:
     low, high = measured.ci95_ms
     print(f"measured:  {measured.median_ms:.4g} ms (95% interval {low:.4g} to {high:.4g})")
     if measured.warning:
         print(f"warning:   {measured.warning}")
-    if result is not None:
-        pruned = result["pruned"]
-        print(f"at pruning: {pruned['measured_ms']:.4g} ms, predicted {pruned['predicted_ms']:.4g}")
-        if result["target_ms"] is not None:
-            share = measured.median_ms / result["target_ms"]
-            print(f"target:    {result['target_ms']:.4g} ms; measured is {100 * share:.1f}% of it")
-    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

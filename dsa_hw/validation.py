@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,45 @@ def loop_measure(
         )
 
     return measure
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """A finished run's network, timed again.
+
+    Args:
+        dense_ms: of the dense network beside it; None where the target was not a part of it.
+        target_ms: as it holds now; None without a latency target.
+    """
+
+    pruned: Measurement
+    dense_ms: float | None
+    target_ms: float | None
+
+
+def validate_run(
+    backend: Backend,
+    pruned: Path,
+    dense: bytes | None,
+    *,
+    target_ms: float | None,
+    target_ratio: float | None,
+    time_limit_s: float,
+) -> Validated:
+    """Time a run's network as the run did: in turn with the dense one, if that was its measure.
+
+    The machine's speed then cancels, which in a number of milliseconds it does not.
+
+    Args:
+        target_ms: at pruning; a ``target_ratio`` goes before it.
+    """
+    if dense is None or target_ratio is None:
+        alone = time_networks(backend, {"pruned": pruned}, time_limit_s=time_limit_s)
+        return Validated(alone["pruned"], None, target_ms)
+    models: dict[str, bytes | Path] = {"dense": dense, "pruned": pruned}
+    found = time_networks(backend, models, time_limit_s=time_limit_s)
+    dense_ms = found["dense"].median_ms
+    return Validated(paired(found["pruned"], found["dense"]), dense_ms, target_ratio * dense_ms)
 
 
 def resolve_target(target_ms: float | None, target_ratio: float | None, dense_ms: float) -> float:

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from conftest import Residual
-from fake_device import FakeDevice
+from fake_device import FakeDevice, FakeRuntime
 from filelock import FileLock
 from test_latency_model import reference_table
 from torch import Tensor, nn
@@ -39,15 +38,6 @@ from dsa_hw.search import outputs_of
 from dsa_hw.surgery import keep_most_important, remove_channels
 
 METHODS = ["dsa-latency", "dsa-flops", "uniform", "magnitude", "taylor", "halp", "mdp", "netadapt"]
-
-
-class FakeRuntime(FakeDevice):
-    """The fake device's times, with real outputs."""
-
-    def outputs(self, model: bytes | Path, inputs: np.ndarray) -> np.ndarray:
-        source = model if isinstance(model, bytes) else str(model)
-        session = ort.InferenceSession(source, providers=["CPUExecutionProvider"])
-        return np.asarray(session.run(None, {"input": inputs})[0])
 
 
 class Small(nn.Module):

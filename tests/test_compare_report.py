@@ -1,4 +1,4 @@
-"""The report of a comparison: self-contained, complete, and drawn by a real browser."""
+"""The report of a comparison: self-contained, and complete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 
 import pytest
-from browser import browse
 from test_html_report import DEVICE, fake_log, fake_result, read_page
 
 from dsa_hw import report
@@ -189,10 +188,3 @@ def test_report_command_knows_a_comparison(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", fake_comparison())
     assert report.main([str(folder)]) == 0
     assert "comparison of pruning methods" in (folder / "report.html").read_text(encoding="utf-8")
-
-
-def test_browser_draws_it_without_errors(page: Path, tmp_path: Path) -> None:
-    shown = browse(page, tmp_path)
-    assert shown.console == []
-    assert shown.drawn_figures == page.read_text(encoding="utf-8").count("<svg") > 8
-    assert shown.page_wider_than_window is False

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from dsa_hw.data import DataSplits, GlyphsDataset, ImageTensors, batches, load_data, make_glyphs
 from dsa_hw.data.glyphs import CHARACTERS, FACES, draw_masters
-from dsa_hw.data.tensors import shift_randomly
+from dsa_hw.data.tensors import random_shifts, shift
 from dsa_hw.errors import UserError
 
 
@@ -148,13 +148,27 @@ def test_batches_equal_a_data_loaders(glyphs: DataSplits) -> None:
         assert torch.equal(y, y_loader)
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_parts_of_batches_are_the_whole_ones(glyphs: DataSplits, count: int) -> None:
+    """Several processes see the images, shifts included, that one would; also of an odd rest."""
+    data = tensors(glyphs.train)
+    options = {"shuffle": True, "augment": True, "seed": 5}
+    whole = batches(data, 64, **options)
+    parts = [batches(data, 64, **options, part=(index, count)) for index in range(count)]
+    for (x, y), *own in zip(whole, *parts, strict=True):
+        assert torch.equal(x, torch.cat([images for images, _ in own]))
+        assert torch.equal(y, torch.cat([labels for _, labels in own]))
+        sizes = [len(labels) for _, labels in own]
+        assert max(sizes) - min(sizes) <= 1
+
+
 def test_shift_moves_the_whole_image_and_repeats_its_edge() -> None:
     images = torch.arange(16, dtype=torch.uint8).reshape(1, 1, 4, 4).repeat(200, 3, 1, 1)
     padded = torch.nn.functional.pad(images.float(), (2, 2, 2, 2), mode="replicate")
     windows = [
         padded[0, :, top : top + 4, left : left + 4] for top in range(5) for left in range(5)
     ]
-    shifted = shift_randomly(images, 2, torch.Generator().manual_seed(0))
+    shifted = shift(images, random_shifts(200, 2, torch.Generator().manual_seed(0)))
     seen: list[int] = []
     for image in shifted.float():
         matching = [n for n, window in enumerate(windows) if torch.equal(image, window)]

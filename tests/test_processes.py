@@ -1,8 +1,11 @@
-"""Several processes learn the same keep ratios, and those of one process with all the data."""
+"""Several processes learn the keep ratios of one with all the data, and hear of each other."""
 
 from __future__ import annotations
 
+import json
+import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,7 +14,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 import dsa_hw
+from dsa_hw.errors import UserError
 from dsa_hw.importance import Importance
+from dsa_hw.processes import Processes
 from dsa_hw.search import DSAPruner, SearchSettings
 
 STEPS, BATCH = 16, 8
@@ -64,8 +69,39 @@ def work(rank: int, world: int, port: int, importance: Importance, folder: str) 
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     try:
         torch.save(searched(rank, world, importance), Path(folder, f"{rank}.pt"))
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        os.environ |= {k: str(v) for k, v in ranks.items()}
+        Path(folder, f"{rank}.json").write_text(json.dumps(told(rank, Processes(cpu=True))))
     finally:
         dist.destroy_process_group()
+
+
+def told(rank: int, processes: Processes) -> list[str]:
+    """What becomes known in this process of what happens in the others."""
+
+    def ask(how: Callable[[Callable[[], str]], str], make: Callable[[], str]) -> str:
+        try:
+            return how(make)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+    def nested() -> str:
+        return processes.from_main(lambda: f"from {rank}")
+
+    def fail(kind: type[Exception], where: int) -> str:
+        if rank == where:
+            raise kind("no")
+        return "fine"
+
+    return [
+        ask(processes.from_main, lambda: f"from {rank}"),
+        ask(processes.from_main, nested),
+        ask(processes.from_main, lambda: fail(UserError, 0)),
+        ask(processes.from_main, lambda: fail(ZeroDivisionError, 0)),
+        ask(processes.together, lambda: f"from {rank}"),
+        ask(processes.together, lambda: fail(UserError, 0)),
+        ask(processes.together, lambda: fail(UserError, 1)),
+    ]
 
 
 def free_port() -> int:
@@ -84,3 +120,11 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert float((alone - 1).abs().max()) > 0.05  # something was learned
     # Adam divides float32 gradients by their own size: rounding grows a little with each move
     torch.testing.assert_close(first, alone, atol=2e-3, rtol=0)
+
+    heard = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    failure = "ZeroDivisionError: no"
+    assert heard[0] == ["from 0", "from 0", "UserError: no", failure, "from 0", "UserError: no",
+                        "UserError: in process 1: no"]  # fmt: skip
+    elsewhere = f"MainProcessFailed: the main process failed ({failure})"
+    assert heard[1] == ["from 0", "from 0", "UserError: no", elsewhere, "from 1", "UserError: no",
+                        "UserError: in process 1: no"]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,9 +73,11 @@ class CellRun(Run):
             self.folder.write_json(RESULT_FILE, result)
             return result
 
-    def _search(self) -> Small:
-        if self._method is None:
-            return super()._search()
+    def _search(self) -> Callable[[], Small]:
+        return super()._search() if self._method is None else self._made_by_method
+
+    def _made_by_method(self) -> Small:
+        assert self._method is not None
         timed_before = self.watch.seconds.get("validate", 0.0)
         with self.watch.measure("search"):
             made = self._method.make(self._workbench())

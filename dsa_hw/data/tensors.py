@@ -78,6 +78,9 @@ class TensorBatches:
 
     Each iteration is one epoch. A shuffled one takes its order and its shifts from
     ``generator``, which moves on, so that epochs differ and a run repeats.
+
+    ``part`` is (which, of how many): only this part of every batch is made. All parts together
+    are the whole batches, whatever their number.
     """
 
     dataset: ImageTensors
@@ -85,16 +88,26 @@ class TensorBatches:
     generator: torch.Generator
     shuffle: bool
     augment: bool
+    part: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for chosen in self._order().split(self.batch_size):
-            images = self.dataset.images[chosen]
-            if self.augment and self.dataset.max_shift:
-                images = shift_randomly(images, self.dataset.max_shift, self.generator)
-            yield self.dataset.normalise(images), self.dataset.labels[chosen]
+            shifts = self._shifts(len(chosen))
+            index, count = self.part
+            own = chosen.tensor_split(count)[index]
+            images = self.dataset.images[own]
+            if shifts is not None:
+                images = shift(images, shifts.tensor_split(count, dim=1)[index])
+            yield self.dataset.normalise(images), self.dataset.labels[own]
+
+    def _shifts(self, count: int) -> Tensor | None:
+        """int64 ``[2, count]``; None where images stay where they are."""
+        if not self.augment or not self.dataset.max_shift:
+            return None
+        return random_shifts(count, self.dataset.max_shift, self.generator)
 
     def _order(self) -> Tensor:
         if self.shuffle:
@@ -109,11 +122,13 @@ def batches(
     shuffle: bool = False,
     augment: bool = False,
     seed: int = 0,
+    part: tuple[int, int] = (0, 1),
 ) -> TensorBatches:
     """Batches of an in-memory data set, some times faster than a ``DataLoader``'s.
 
     The last batch may be smaller. ``augment`` shifts each image by up to the data set's
-    ``max_shift`` pixels along both axes.
+    ``max_shift`` pixels along both axes. ``part`` is this process's of every batch, and the number
+    of processes.
 
     Raises:
         UserError: ``batch_size`` is not positive.
@@ -121,18 +136,22 @@ def batches(
     if batch_size < 1:
         raise UserError(f"batch size is {batch_size}; it must be 1 or more")
     generator = torch.Generator().manual_seed(seed)
-    return TensorBatches(dataset, batch_size, generator, shuffle, augment)
+    return TensorBatches(dataset, batch_size, generator, shuffle, augment, part)
 
 
-def shift_randomly(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
-    """Each image of ``[B, C, H, W]`` moved by up to ``max_shift`` pixels, edges repeated.
+def random_shifts(count: int, max_shift: int, generator: torch.Generator) -> Tensor:
+    """int64 ``[2, count]``: rows and columns to move each image by, at most ``max_shift``."""
+    return torch.randint(-max_shift, max_shift + 1, (2, count), generator=generator)
+
+
+def shift(images: Tensor, shifts: Tensor) -> Tensor:
+    """Each image of ``[B, C, H, W]`` moved by its own of ``[2, B]`` pixels, edges repeated.
 
     The result has the channels-last memory format.
     """
     count, _, height, width = images.shape
-    shifts = torch.randint(-max_shift, max_shift + 1, (2, count, 1), generator=generator)
-    rows = (torch.arange(height) + shifts[0]).clamp(0, height - 1)
-    columns = (torch.arange(width) + shifts[1]).clamp(0, width - 1)
+    rows = (torch.arange(height) + shifts[0, :, None]).clamp(0, height - 1)
+    columns = (torch.arange(width) + shifts[1, :, None]).clamp(0, width - 1)
     image = torch.arange(count)[:, None, None]
     return images.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(
         0, 3, 1, 2

@@ -19,11 +19,11 @@ p{margin:.4rem 0 .8rem;max-width:46rem;overflow-wrap:anywhere}
 .verdict{display:flex;flex-wrap:wrap;gap:.5rem 1rem;align-items:center;margin:0 0 1rem}
 .verdict p{margin:0;flex:1 1 18rem}
 .badge{display:inline-block;padding:.28rem .8rem;border-radius:99px;font-weight:700;
-white-space:nowrap;
+white-space:nowrap;max-width:100%;
 border:1.5px solid currentColor}
 .badge.met{color:var(--met);background:var(--met-back)}
 .badge.missed{color:var(--missed);background:var(--missed-back)}
-.badge.unknown{color:var(--muted);background:var(--shade)}
+.badge.unknown,.badge.under{color:var(--muted);background:var(--shade)}
 nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;list-style:none;margin:0 0 1.4rem;padding:0;
 font-size:.92rem}
 a{color:var(--pruned)}

@@ -6,8 +6,9 @@ Every field may be None: the sweep did not record it (or is not finished), and t
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsa_hw.html_report.fields import Fields, Interval, read_object
+from dsa_hw.html_report.fields import Fields, Interval, read_object, read_text
 from dsa_hw.html_report.run_record import RunRecord, read_run
+from dsa_hw.html_report.setting import Setting
 
 LATENCY_DSA = "dsa-latency"
 FLOPS_DSA = "dsa-flops"
@@ -89,16 +90,8 @@ class ComparisonRecord:
     """A sweep. ``runs_by_cell`` holds the runs whose details the page draws."""
 
     folder: str
-    model: str | None
-    data: str | None
-    epochs: str | None
+    setting: Setting
     seeds: tuple[float, ...]
-    device: str | None
-    backend: str | None
-    precision: str | None
-    batch_size: float | None
-    threads: float | None
-    statistic: str | None
     methods: tuple[tuple[str, str], ...]
     targets: tuple[str, ...]
     dense_accuracy: float | None
@@ -134,21 +127,11 @@ def read_comparison(folder: Path) -> ComparisonRecord:
     fields = read_object(folder / "result.json")
     dense = fields.object("dense") or Fields({})
     calibration = fields.object("calibration") or Fields({})
-    config = folder / "config.yaml"
     cells = tuple(_cell(item) for item in fields.objects("cells") or ())
-    environment = fields.object("environment")
     return ComparisonRecord(
         folder=folder.name,
-        model=fields.text("model"),
-        data=fields.text("data"),
-        epochs=fields.shown("epochs"),
+        setting=Setting.read(fields),
         seeds=fields.numbers("seeds") or (),
-        device=fields.text("device"),
-        backend=fields.text("backend"),
-        precision=fields.text("precision"),
-        batch_size=fields.number("batch_size"),
-        threads=fields.number("threads"),
-        statistic=fields.text("statistic"),
         methods=tuple(
             (m.text("name") or "?", m.text("title") or "?") for m in fields.objects("methods") or ()
         ),
@@ -166,9 +149,9 @@ def read_comparison(folder: Path) -> ComparisonRecord:
         staircases=tuple(_staircases(fields)),
         heldout_mape_pct=calibration.number("heldout_mape_pct"),
         heldout_max_pct=calibration.number("heldout_max_pct"),
-        environment=environment.flat_texts() if environment else (),
+        environment=fields.texts_of("environment"),
         warnings=fields.texts("warnings") or (),
-        config_text=config.read_text(encoding="utf-8") if config.is_file() else None,
+        config_text=read_text(folder / "config.yaml"),
         runs_by_cell=_details(folder, cells),
         problems=tuple(fields.problems),
     )

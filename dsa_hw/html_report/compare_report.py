@@ -1,12 +1,17 @@
 """The report of a comparison: who is how accurate at the same measured latency, and why."""
 
-import csv
-import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from dsa_hw.html_report import compare_figures as figures
 from dsa_hw.html_report import page as parts
+from dsa_hw.html_report.common_sections import (
+    Absent,
+    config_section,
+    environment_section,
+    interval_cell,
+    with_left_out,
+)
 from dsa_hw.html_report.compare_record import (
     FLOPS_DSA,
     LATENCY_DSA,
@@ -18,7 +23,6 @@ from dsa_hw.html_report.compare_record import (
 from dsa_hw.html_report.formatting import (
     MINUS,
     show_count,
-    show_interval,
     show_ms,
     show_number,
     show_pct,
@@ -26,8 +30,6 @@ from dsa_hw.html_report.formatting import (
 from dsa_hw.html_report.page import Cell, Headline, Section, Table, no_cell, number_cell
 from dsa_hw.html_report.run_figures import search_drawing
 from dsa_hw.html_report.run_report import steps_csv
-
-Absent = str
 
 
 def write_comparison_report(folder: Path, out: Path | None = None) -> Path:
@@ -47,11 +49,12 @@ def write_comparison_report(folder: Path, out: Path | None = None) -> Path:
     out = folder / "report.html" if out is None else Path(out)
     record = read_comparison(folder)
     headline = Headline(
-        "Comparison" + (f" · {record.data}" if record.data else ""),
+        "Comparison" + (f" · {record.setting.data}" if record.setting.data else ""),
         _sentence(record), None, _proof(record),
     )  # fmt: skip
-    footer = f"Sweep folder: {record.folder}. Times are the {record.statistic or 'median'}."
-    title = f"{record.model or record.folder}: comparison of pruning methods"
+    statistic = record.setting.statistic or "median"
+    footer = f"Sweep folder: {record.folder}. Times are the {statistic}."
+    title = f"{record.setting.model or record.folder}: comparison of pruning methods"
     out.write_text(parts.page(title, headline, _sections(record), footer), encoding="utf-8")
     return out
 
@@ -70,25 +73,19 @@ def _sections(record: ComparisonRecord) -> list[Section]:
         _search_section,
         _warning_section,
         _runs_section,
-        _environment_section,
-        _config_section,
+        lambda record: environment_section(record.environment, "Where everything was measured"),
+        lambda record: config_section(record.config_text),
     )
     built = [build(record) for build in builders]
-    sections = [item for item in built if isinstance(item, Section)]
-    left_out = [item for item in built if isinstance(item, str)]
-    left_out += [f"{len(record.unfinished)} runs are not finished: "
-                 + ", ".join(record.unfinished)] if record.unfinished else []  # fmt: skip
-    if left_out or record.problems:
-        body = [parts.notes(left_out)] if left_out else []
-        if record.problems:
-            body += [parts.text("Values that could not be read:"), parts.notes(record.problems)]
-        sections.append(Section("left-out", "Not in this report", tuple(body)))
-    return sections
+    if record.unfinished:
+        names = ", ".join(record.unfinished)
+        built.append(f"{len(record.unfinished)} runs are not finished: {names}")
+    return with_left_out(built, record.problems)
 
 
 def _sentence(record: ComparisonRecord) -> str:
     """What came out, in one sentence that the numbers decide."""
-    name = record.model or record.folder
+    name = record.setting.model or record.folder
     leads = [_leader(record, target) for target in record.targets]
     known = [lead for lead in leads if lead is not None]
     if not known:
@@ -137,12 +134,9 @@ def _certainty(record: ComparisonRecord) -> str:
 
 
 def _setting(record: ComparisonRecord) -> str:
-    batch = None if record.batch_size is None else f"batch {record.batch_size:g}"
-    threads = None if record.threads is None else f"{record.threads:g} threads"
-    epochs = None if record.epochs is None else f"{record.epochs} epochs in all"
+    epochs = None if record.setting.epochs is None else f"{record.setting.epochs} epochs in all"
     seeds = f"{len(record.seeds)} seeds" if record.seeds else None
-    items = (record.device, record.backend, record.precision, batch, threads, epochs, seeds)
-    return " · ".join(item for item in items if item) or "Setting not recorded"
+    return record.setting.line(epochs, seeds)
 
 
 def _front_section(record: ComparisonRecord) -> Section | Absent:
@@ -160,7 +154,7 @@ def _front_section(record: ComparisonRecord) -> Section | Absent:
               r.measured_error_ms) for r in known]  # fmt: skip
     lines.append(("dense", "", record.dense_accuracy, record.dense_accuracy_error,
                   record.dense_ms, None))  # fmt: skip
-    shown = parts.figure(figures.front_drawing(record), caption, _csv(header, lines))
+    shown = parts.figure(figures.front_drawing(record), caption, parts.csv_text(header, lines))
     return Section("fronts", "Accuracy against measured latency", (shown,))
 
 
@@ -274,7 +268,7 @@ def _flops_section(record: ComparisonRecord) -> Section | Absent:
         ("random widths", n.flops, n.measured_ms) for n in record.networks
     ]
     lines += [(c.method, c.flops, c.measured_ms) for c in record.cells if c.flops is not None]
-    shown = parts.figure(figures.flops_drawing(record), caption, _csv(header, lines))
+    shown = parts.figure(figures.flops_drawing(record), caption, parts.csv_text(header, lines))
     return Section("flops", "FLOPs against measured latency", (shown,))
 
 
@@ -321,7 +315,7 @@ def _keep_section(record: ComparisonRecord) -> Section | Absent:
         for c in record.cells
         for name, ratio in zip(names, c.keep_ratios, strict=False)
     ]
-    numbers = _csv(("cell", "method", "target", "seed", "group", "kept"), lines)
+    numbers = parts.csv_text(("cell", "method", "target", "seed", "group", "kept"), lines)
     shown = parts.figure(figures.keep_drawing(record, names), caption, numbers)
     return Section("keep", "Keep ratios under both budgets", (shown,))
 
@@ -344,7 +338,9 @@ def _layer_section(record: ComparisonRecord) -> Section | Absent:
             for m, layers in by_method.items()
             for x in layers
         ]
-        numbers = _csv(("target", "method", "layer", "operator", "dense_ms", "pruned_ms"), lines)
+        numbers = parts.csv_text(
+            ("target", "method", "layer", "operator", "dense_ms", "pruned_ms"), lines
+        )
         shown = parts.figure(drawing, caption, numbers)
         body.append(shown if not body else parts.details(f"Target {target}", shown))
     if not body:
@@ -368,7 +364,7 @@ def _prediction_section(record: ComparisonRecord) -> Section | Absent:
             f"{record.heldout_mape_pct:.1f} %, largest {record.heldout_max_pct:.1f} %."
         )
     lines = [(c.cell, c.predicted_ms, c.measured_ms) for c in known]
-    numbers = _csv(("cell", "predicted_ms", "measured_ms"), lines)
+    numbers = parts.csv_text(("cell", "predicted_ms", "measured_ms"), lines)
     shown = parts.figure(figures.prediction_drawing(record), caption, numbers)
     return Section("prediction", "Predicted against measured", (shown,))
 
@@ -376,13 +372,12 @@ def _prediction_section(record: ComparisonRecord) -> Section | Absent:
 def _staircase_section(record: ComparisonRecord) -> Section | Absent:
     if not record.staircases:
         return "Staircases: staircases is not in result.json."
-    tiles = [
-        parts.tile_figure(
-            figures.staircase_drawing(index, stairs), stairs.kind, stairs.layer,
-            _csv(("cout", "measured_ms"), zip(stairs.couts, stairs.measured_ms, strict=True)),
-        )
-        for index, stairs in enumerate(record.staircases, start=1)
-    ]  # fmt: skip
+    tiles = []
+    for index, stairs in enumerate(record.staircases, start=1):
+        lines = zip(stairs.couts, stairs.measured_ms, strict=True)
+        numbers = parts.csv_text(("cout", "measured_ms"), lines)
+        drawing = figures.staircase_drawing(index, stairs)
+        tiles.append(parts.tile_figure(drawing, stairs.kind, stairs.layer, numbers))
     said = "What a channel costs here: each kind of layer at one size, measured channel by channel."
     return Section("stairs", "Staircases", (parts.text(said, "muted"), parts.tiles(tiles)))
 
@@ -434,10 +429,7 @@ def _run_line(cell: RunPoint) -> tuple[Cell, ...]:
         _number(cell.accuracy, lambda v: f"{100 * v:.2f}", scale=100),
         _number(cell.predicted_ms, show_number),
         _number(cell.measured_ms, show_number),
-        no_cell()
-        if cell.ci95_ms is None
-        else Cell(show_interval(cell.ci95_ms), f"{cell.ci95_ms[0]!r} to {cell.ci95_ms[1]!r}",
-                  "number"),
+        interval_cell(cell.ci95_ms, absent=""),
         _number(cell.ratio, lambda v: f"{v:.3f}"),
         _number(cell.flops, show_count),
         Cell(met, met, "number"),
@@ -445,30 +437,7 @@ def _run_line(cell: RunPoint) -> tuple[Cell, ...]:
     )  # fmt: skip
 
 
-def _environment_section(record: ComparisonRecord) -> Section | Absent:
-    if not record.environment:
-        return "Environment: environment is not in result.json."
-    rows = tuple((Cell(key, key), Cell(value, value)) for key, value in record.environment)
-    content = Table("Where everything was measured", ("Key", "Value"), rows, is_facts=True)
-    body = parts.details(f"{len(rows)} entries", parts.table(content))
-    return Section("environment", "Environment", (body,))
-
-
-def _config_section(record: ComparisonRecord) -> Section | Absent:
-    if record.config_text is None:
-        return "Configuration: config.yaml is not in the folder."
-    shown = parts.preformatted(record.config_text, "config.yaml")
-    return Section("config", "Resolved configuration", (parts.details("config.yaml", shown),))
-
-
 def _number(
     value: float | None, show: Callable[[float], str], *, scale: float = 1.0, absent: str = ""
 ) -> Cell:
     return no_cell(absent) if value is None else number_cell(show(value), scale * value)
-
-
-def _csv(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerows([header, *lines])
-    return out.getvalue()

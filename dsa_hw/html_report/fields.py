@@ -85,6 +85,11 @@ class Fields:
         found = {key: self.number(key) for key in self.values}
         return {key: value for key, value in found.items() if value is not None}
 
+    def texts_of(self, key: str) -> tuple[tuple[str, str], ...]:
+        """``flat_texts`` of a nested object; empty where there is none."""
+        nested = self.object(key)
+        return () if nested is None else nested.flat_texts()
+
     def flat_texts(self) -> tuple[tuple[str, str], ...]:
         """Every key with its value as text, in file order; null reads as "unknown"."""
         return tuple((key, show_json(value) or "unknown") for key, value in self.values.items())
@@ -161,6 +166,11 @@ def read_object(path: Path) -> Fields:
     if not isinstance(values, dict):
         raise ReportInputError(f"{path} holds a {type(values).__name__}, expected an object.")
     return Fields(values)
+
+
+def read_text(path: Path) -> str | None:
+    """A file for people to read as it is; None where there is none."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
 def read_json_lines(path: Path, problems: list[str]) -> Iterator[Fields]:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -10,7 +10,12 @@ from dsa_hw.html_report.assets import SCRIPT, STYLE
 from dsa_hw.html_report.drawing import Drawing
 from dsa_hw.html_report.palette import css_variables
 
-BADGES = {"met": "✓ Target met", "missed": "✕ Target missed", "unknown": "Target not checked"}
+BADGES = {
+    "met": "✓ Target met",
+    "under": "Under the target by more than 2 %",
+    "missed": "✕ Target missed",
+    "unknown": "Target not checked",
+}
 CELL_CLASSES = {"text": "", "number": "", "key": "key", "none": "none"}
 
 
@@ -120,10 +125,13 @@ def table(content: Table) -> Html:
 
 
 def to_csv(content: Table) -> str:
+    return csv_text(content.header, ([cell.raw for cell in row] for row in content.rows))
+
+
+def csv_text(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(content.header)
-    writer.writerows([cell.raw for cell in row] for row in content.rows)
+    writer.writerows([header, *lines])
     return out.getvalue()
 
 

@@ -6,7 +6,8 @@ Every field may be None: the run did not record it, and the page says so.
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsa_hw.html_report.fields import Fields, Interval, read_json_lines, read_object
+from dsa_hw.html_report.fields import Fields, Interval, read_json_lines, read_object, read_text
+from dsa_hw.html_report.setting import Setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +128,10 @@ class RunRecord:
     """A run folder. ``problems`` lists what could not be read and was left out."""
 
     folder: str
-    model: str | None
-    data: str | None
+    setting: Setting
     seed: str | None
-    epochs: str | None
     met: bool | None
     target_ms: float | None
-    statistic: str | None
-    device: str | None
-    backend: str | None
-    precision: str | None
-    batch_size: float | None
-    threads: float | None
     dense: NetworkFigures
     pruned: NetworkFigures
     seconds: tuple[tuple[str, float | None], ...]
@@ -165,18 +158,10 @@ def read_run(run_dir: Path) -> RunRecord:
     log = _read_log(run_dir / "log.jsonl", result.problems)
     return RunRecord(
         folder=run_dir.resolve().name,
-        model=result.text("model"),
-        data=result.text("data"),
+        setting=Setting.read(result),
         seed=result.shown("seed"),
-        epochs=result.shown("epochs"),
         met=result.flag("met"),
         target_ms=result.number("target_ms"),
-        statistic=result.text("statistic"),
-        device=result.text("device"),
-        backend=result.text("backend"),
-        precision=result.text("precision"),
-        batch_size=result.number("batch_size"),
-        threads=result.number("threads"),
         dense=NetworkFigures.read(result.object("dense") or Fields({})),
         pruned=NetworkFigures.read(result.object("pruned") or Fields({})),
         seconds=_read_seconds(result),
@@ -185,11 +170,11 @@ def read_run(run_dir: Path) -> RunRecord:
         layers=_read_layers(result),
         calibration=_read_calibration(result),
         closed_loop=_read_closed_loop(result),
-        environment=_read_environment(result),
+        environment=result.texts_of("environment"),
         warnings=_read_warnings(result, log),
         table=_read_table_use(result),
         log=log,
-        config_text=_read_config(run_dir / "config.yaml"),
+        config_text=read_text(run_dir / "config.yaml"),
         problems=tuple(result.problems),
     )
 
@@ -276,11 +261,6 @@ def _read_closed_loop(result: Fields) -> tuple[ClosedLoopRound, ...]:
     )
 
 
-def _read_environment(result: Fields) -> tuple[tuple[str, str], ...]:
-    environment = result.object("environment")
-    return () if environment is None else environment.flat_texts()
-
-
 def _read_warnings(result: Fields, log: RunLog) -> tuple[str, ...] | None:
     """The warnings of the result, then those only the log has; None if neither says."""
     recorded = result.texts("warnings")
@@ -299,10 +279,6 @@ def _read_table_use(result: Fields) -> TableUse | None:
         measured=table.number("measured"),
         reused=table.number("reused"),
     )
-
-
-def _read_config(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
 def _read_log(path: Path, problems: list[str]) -> RunLog:

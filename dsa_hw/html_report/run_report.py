@@ -1,14 +1,18 @@
 """The report of one pruning run: what was asked, what came out, and how."""
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dsa_hw.html_report import page as parts
 from dsa_hw.html_report import run_figures as figures
+from dsa_hw.html_report.common_sections import (
+    Absent,
+    config_section,
+    environment_section,
+    interval_cell,
+    with_left_out,
+)
 from dsa_hw.html_report.drawing import thin
-from dsa_hw.html_report.fields import Interval
 from dsa_hw.html_report.formatting import (
     TIMES,
     show_change,
@@ -24,7 +28,6 @@ from dsa_hw.html_report.page import Cell, Headline, Section, Table, no_cell, num
 from dsa_hw.html_report.run_record import NetworkFigures, RunRecord, SearchStep, read_run
 
 NOT_MEASURED = "not measured"
-Absent = str
 
 
 def write_run_report(run_dir: Path, out: Path | None = None) -> Path:
@@ -45,8 +48,9 @@ def write_run_report(run_dir: Path, out: Path | None = None) -> Path:
     out = run_dir / "report.html" if out is None else Path(out)
     run = read_run(run_dir)
     headline = _headline(run)
-    title = f"{run.model or run.folder}: pruning report"
-    footer = f"Run folder: {run.folder}. Times are the {run.statistic or 'recorded statistic'}."
+    title = f"{run.setting.model or run.folder}: pruning report"
+    statistic = run.setting.statistic or "recorded statistic"
+    footer = f"Run folder: {run.folder}. Times are the {statistic}."
     out.write_text(parts.page(title, headline, _sections(run), footer), encoding="utf-8")
     return out
 
@@ -65,20 +69,15 @@ def _sections(run: RunRecord) -> list[Section]:
         _training_section,
         _time_section,
         _table_section,
-        _environment_section,
-        _config_section,
+        lambda run: environment_section(run.environment, "Environment of the run"),
+        lambda run: config_section(run.config_text),
     )
-    built = [build(run) for build in builders]
-    sections = [item for item in built if isinstance(item, Section)]
-    left_out = [item for item in built if isinstance(item, str)]
-    if left_out or run.problems:
-        sections.append(_left_out_section(left_out, run.problems))
-    return sections
+    return with_left_out([build(run) for build in builders], run.problems)
 
 
 def _headline(run: RunRecord) -> Headline:
     return Headline(
-        kind="Pruning report" + (f" · {run.data}" if run.data else ""),
+        kind="Pruning report" + (f" · {run.setting.data}" if run.setting.data else ""),
         sentence=_sentence(run),
         badge=_badge(run),
         details=_proof(run),
@@ -94,22 +93,23 @@ def _sentence(run: RunRecord) -> str:
     else:
         pruned = NOT_MEASURED
     target = "no target" if run.target_ms is None else f"target {show_ms(run.target_ms)}"
-    setting = ", ".join(item for item in (run.device, run.backend, _threads(run)) if item)
+    known = (run.setting.device, run.setting.backend, run.setting.threads_text)
+    setting = ", ".join(item for item in known if item)
     on = f" on {setting}" if setting else ""
-    return f"{run.model or 'network'}: {dense} → {pruned} ({target}){on}"
-
-
-def _threads(run: RunRecord) -> str | None:
-    if run.threads is None:
-        return None
-    return f"{run.threads:g} thread" + ("" if run.threads == 1 else "s")
+    return f"{run.setting.model or 'network'}: {dense} → {pruned} ({target}){on}"
 
 
 def _badge(run: RunRecord) -> str:
-    """What the run says; where it does not say, at or under the target is met."""
-    met = run.met
-    if met is None and run.target_ms is not None and run.pruned.measured_ms is not None:
-        met = run.pruned.measured_ms <= run.target_ms
+    """What the run says; where it does not say, at or under the target is met.
+
+    A network faster than the target by more than is promised has not missed it.
+    """
+    met, faster = run.met, None
+    if run.target_ms is not None and run.pruned.measured_ms is not None:
+        faster = run.pruned.measured_ms <= run.target_ms
+    if met is False and faster:
+        return "under"
+    met = faster if met is None else met
     return "unknown" if met is None else "met" if met else "missed"
 
 
@@ -140,31 +140,21 @@ def _result_section(run: RunRecord) -> Section:
         _figure_row("Accuracy", run, lambda net: net.accuracy, show_pct, show_points, NOT_MEASURED),
         _figure_row("FLOPs", run, lambda net: net.flops, show_count, show_change),
         _figure_row("Parameters", run, lambda net: net.params, show_count, show_change),
+        _removal_row(run),
     )
     header = ("", "Dense", "Target", "Pruned, predicted", "Pruned, measured", "Change")
     result = Table(_setting(run), header, rows, strong_rows=frozenset({0}))
     body = [parts.table(result)]
     if run.removed_branches:
         body.append(parts.text(f"Removed branches: {', '.join(run.removed_branches)}."))
-    difference = run.pruned.masked_vs_pruned_max_abs
-    if difference is not None:
-        body.append(
-            parts.text(
-                "Removing the channels changed the outputs of the masked network by at most "
-                f"{difference:.3g} (largest absolute difference).",
-                "muted",
-            )
-        )
     return Section("result", "Result", tuple(body))
 
 
 def _setting(run: RunRecord) -> str:
     """What the times hold for, as the caption of the main table."""
-    batch = None if run.batch_size is None else f"batch {run.batch_size:g}"
     seed = None if run.seed is None else f"seed {run.seed}"
-    epochs = None if run.epochs is None else f"epochs {run.epochs}"
-    items = (run.device, run.backend, run.precision, batch, _threads(run), run.statistic)
-    return " · ".join(item for item in (*items, epochs, seed) if item) or "Setting not recorded"
+    epochs = None if run.setting.epochs is None else f"epochs {run.setting.epochs}"
+    return run.setting.line(run.setting.statistic, epochs, seed)
 
 
 def _latency_row(run: RunRecord) -> tuple[Cell, ...]:
@@ -181,7 +171,7 @@ def _latency_row(run: RunRecord) -> tuple[Cell, ...]:
 
 def _interval_row(run: RunRecord) -> tuple[Cell, ...]:
     name = Cell("95 % interval (ms)", "95 % interval (ms)")
-    dense, pruned = _interval(run.dense.ci95_ms), _interval(run.pruned.ci95_ms)
+    dense, pruned = interval_cell(run.dense.ci95_ms), interval_cell(run.pruned.ci95_ms)
     return (name, dense, no_cell(), no_cell(), pruned, no_cell())
 
 
@@ -209,6 +199,18 @@ def _figure_row(
     )
 
 
+def _removal_row(run: RunRecord) -> tuple[Cell, ...]:
+    """Proof of the surgery: the largest difference of an output, masked less removed."""
+    difference = run.pruned.masked_vs_pruned_max_abs
+    shown = (
+        no_cell("not recorded")
+        if difference is None
+        else number_cell(f"{difference:.3g}", difference)
+    )
+    name = "Outputs changed by removal, at most"
+    return (Cell(name, name), no_cell(), no_cell(), no_cell(), shown, no_cell())
+
+
 def _latency_section(run: RunRecord) -> Section | Absent:
     known = (run.dense.measured_ms, run.pruned.predicted_ms, run.pruned.measured_ms)
     if all(value is None for value in known):
@@ -217,7 +219,10 @@ def _latency_section(run: RunRecord) -> Section | Absent:
         "Latency of the whole network. Thin bars at the ends are 95 % intervals of the "
         "measurement; a predicted time has none."
     )
-    shown = parts.figure(figures.latency_drawing(run), caption, kind="lead")
+    names = ("dense, measured", "pruned, predicted", "pruned, measured", "target")
+    times = (*known, run.target_ms)
+    numbers = parts.csv_text(("network", "ms"), zip(names, times, strict=True))
+    shown = parts.figure(figures.latency_drawing(run), caption, numbers, kind="lead")
     return Section("latency", "Latency", (shown,))
 
 
@@ -289,24 +294,18 @@ def _calibration_section(run: RunRecord) -> Section | Absent:
     calibration = run.calibration
     if calibration is None or not calibration.networks:
         return "Predicted against measured networks: calibration is not in result.json."
-    facts = [
-        f"{label} {show_number(value)} {unit}"
-        for label, value, unit in (
-            ("held-out error, mean:", calibration.heldout_mape_pct, "%"),
-            ("held-out error, largest:", calibration.heldout_max_pct, "%"),
-            ("constant:", calibration.constant_ms, "ms"),
-        )
-        if value is not None
-    ]
-    facts += [
-        f"scale of {kind}: {show_number(scale)}" for kind, scale in calibration.scales.items()
-    ]
+    facts = (
+        ("Held-out error, mean (%)", calibration.heldout_mape_pct),
+        ("Held-out error, largest (%)", calibration.heldout_max_pct),
+        ("Constant (ms)", calibration.constant_ms),
+        *((f"Scale of {kind}", scale) for kind, scale in calibration.scales.items()),
+    )
     rows = tuple(
         (
-            Cell("held out" if network.held_out else "calibration", str(network.held_out)),
+            parts.text_cell("held out" if network.held_out else "calibration"),
             _number(network.predicted_ms),
             _number(network.measured_ms, is_key=True),
-            _interval(network.ci95_ms),
+            interval_cell(network.ci95_ms),
             _change(network.measured_ms, network.predicted_ms),
         )
         for network in calibration.networks
@@ -321,7 +320,7 @@ def _calibration_section(run: RunRecord) -> Section | Absent:
         "calibration",
         "Can the prediction be trusted?",
         (
-            *((parts.notes(facts),) if facts else ()),
+            _numbers_table("Error and coefficients", facts),
             parts.figure(figures.calibration_drawing(calibration.networks), caption, kind="medium"),
             parts.details("Every network as a table", networks),
         ),
@@ -336,7 +335,7 @@ def _closed_loop_section(run: RunRecord) -> Section | Absent:
             Cell(_plain(item.round), _plain(item.round)),
             _number(item.predicted_ms, "not predicted"),
             _number(item.measured_ms, NOT_MEASURED, is_key=True),
-            _interval(item.ci95_ms),
+            interval_cell(item.ci95_ms),
             _number(item.target_ms, "no target"),
             _change(item.target_ms, item.measured_ms),
             _number(item.correction, "not recorded"),
@@ -380,7 +379,7 @@ def steps_csv(steps: Sequence[SearchStep], group_names: Sequence[str]) -> str:
     header = ("step", "phase", "loss", "validation_loss", "beta2",
               *(f"{name} {what}" for name in budgets for what in ("cost", "target")),
               *group_names)  # fmt: skip
-    return _csv(
+    return parts.csv_text(
         header,
         [
             (
@@ -400,7 +399,7 @@ def _training_section(run: RunRecord) -> Section | Absent:
     stages = ", ".join(dict.fromkeys(epoch.stage for epoch in epochs))
     caption = f"{len(epochs)} epochs; stages in order: {stages}."
     lines = [(e.stage, e.epoch, e.train_loss, e.accuracy) for e in epochs]
-    numbers = _csv(("stage", "epoch", "train_loss", "accuracy"), lines)
+    numbers = parts.csv_text(("stage", "epoch", "train_loss", "accuracy"), lines)
     drawing = figures.training_drawing(epochs)
     return Section("training", "Training history", (parts.figure(drawing, caption, numbers),))
 
@@ -428,18 +427,13 @@ def _table_section(run: RunRecord) -> Section | Absent:
     use = run.table
     if use is None:
         return "Latency table: table is not in result.json."
-    counts = [
-        f"{show_number(value)} {label}"
-        for value, label in (
-            (use.entries, "entries"),
-            (use.measured, "measured in this run"),
-            (use.reused, "reused"),
-        )
-        if value is not None
-    ]
-    listed = ": " + ", ".join(counts) if counts else ""
-    said = f"{use.path or '(path not recorded)'}{listed}."
-    return Section("table", "Latency table", (parts.text(said),))
+    counts = (
+        ("Entries", use.entries),
+        ("Measured in this run", use.measured),
+        ("Reused", use.reused),
+    )
+    said = parts.text(use.path or "(path not recorded)")
+    return Section("table", "Latency table", (said, _numbers_table("Measurements", counts)))
 
 
 def _warning_section(run: RunRecord) -> Section | Absent:
@@ -451,29 +445,10 @@ def _warning_section(run: RunRecord) -> Section | Absent:
     return Section("warnings", f"Warnings ({len(run.warnings)})", (warnings,))
 
 
-def _environment_section(run: RunRecord) -> Section | Absent:
-    if not run.environment:
-        return "Environment: environment is not in result.json."
-    rows = tuple((Cell(key, key), Cell(value, value)) for key, value in run.environment)
-    content = Table("Environment of the run", ("Key", "Value"), rows, is_facts=True)
-    body = parts.details(f"{len(rows)} entries", parts.table(content))
-    return Section("environment", "Environment", (body,))
-
-
-def _config_section(run: RunRecord) -> Section | Absent:
-    if run.config_text is None:
-        return "Configuration: config.yaml is not in the run folder."
-    shown = parts.preformatted(run.config_text, "config.yaml")
-    return Section("config", "Resolved configuration", (parts.details("config.yaml", shown),))
-
-
-def _left_out_section(left_out: Sequence[str], problems: Sequence[str]) -> Section:
-    body = []
-    if left_out:
-        body.append(parts.notes(left_out))
-    if problems:
-        body += [parts.text("Values that could not be read:"), parts.notes(problems)]
-    return Section("left-out", "Not in this report", tuple(body))
+def _numbers_table(caption: str, facts: Sequence[tuple[str, float | None]]) -> parts.Html:
+    """Names and numbers, two columns; what is not recorded says so."""
+    rows = tuple((Cell(name, name), _number(value, "not recorded")) for name, value in facts)
+    return parts.table(Table(caption, ("", "Value"), rows, is_facts=True))
 
 
 def _number(value: float | None, absent: str = "", is_key: bool = False) -> Cell:
@@ -491,12 +466,6 @@ def _change(
     return Cell(show(before, after), repr(after / before - 1), "number")
 
 
-def _interval(interval: Interval | None) -> Cell:
-    if interval is None:
-        return no_cell("not recorded")
-    return Cell(show_interval(interval), f"{interval[0]!r} to {interval[1]!r}", "number")
-
-
 def _shape(shape: tuple[float | None, float | None]) -> Cell:
     known = " → ".join("?" if width is None else f"{width:g}" for width in shape)
     return no_cell("not recorded") if shape == (None, None) else Cell(known, known)
@@ -504,10 +473,3 @@ def _shape(shape: tuple[float | None, float | None]) -> Cell:
 
 def _plain(value: float | None) -> str:
     return "?" if value is None else f"{value:g}"
-
-
-def _csv(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerows([header, *lines])
-    return out.getvalue()

@@ -1,0 +1,92 @@
+"""A finished run is timed again by the measure it was pruned to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fake_device import FakeDevice, FakeRuntime
+from test_launched import arguments
+
+from dsa_hw import pipeline, prune, validate
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose target was six tenths of the dense network, on the fake device."""
+    folder = tmp_path_factory.mktemp("validate")
+    argv = arguments(folder / "table.jsonl", folder / "run")
+    for option, value in (("--epochs", "2"), ("--train-dense", "false")):
+        argv[argv.index(option) + 1] = value
+    at = argv.index("--distill")
+    del argv[at : at + 2]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the network is too small to share
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "configured_backend", lambda config: FakeRuntime())
+        patch.setattr(pipeline, "write_run_report", lambda folder: None)  # tested elsewhere
+        assert prune.main(argv) == 0
+    torch.set_num_threads(threads)
+    return folder / "run"
+
+
+class TwiceAsSlow(FakeDevice):
+    """The fake device on a day when all of it takes twice as long."""
+
+    def __init__(self) -> None:
+        super().__init__(slowdown=2.0)
+        self.call_ms = 0.02
+
+
+def validated(
+    run: Path, device: FakeDevice, monkeypatch: pytest.MonkeyPatch, capsys
+) -> dict[str, str]:
+    """What is printed, by its heading."""
+    monkeypatch.setattr(pipeline, "configured_backend", lambda config: device)
+    assert validate.main(["--run", str(run), "--measure-seconds", "0.5"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    return {head: rest.strip() for head, rest in (line.split(":", 1) for line in printed)}
+
+
+def test_a_ratio_stays_the_same_when_only_the_machine_is_slower(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    assert result["target_ratio"] == 0.6
+    same = validated(finished, FakeDevice(), monkeypatch, capsys)
+    slow = validated(finished, TwiceAsSlow(), monkeypatch, capsys)
+    assert slow["measured"] != same["measured"]
+    for shown in (same, slow):
+        ratio = f"{result['ratio']['measured']:.3f}"
+        assert shown["ratio"].startswith(f"{ratio} of dense; {ratio} at pruning, target 0.600")
+    share = slow["target"].partition("; ")[2]
+    assert share == same["target"].partition("; ")[2]
+    used = result["pruned"]["measured_ms"] / result["target_ms"]
+    assert share == f"measured is {100 * used:.1f}% of it"
+
+
+def test_milliseconds_are_compared_with_milliseconds(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    for name in ("config.yaml", "model.onnx"):
+        (tmp_path / name).write_bytes((finished / name).read_bytes())
+    (tmp_path / "result.json").write_text(json.dumps(result | {"target_ratio": None}))
+    device = TwiceAsSlow()
+    shown = validated(tmp_path, device, monkeypatch, capsys)
+    assert "ratio" not in shown
+    used = 2 * result["pruned"]["measured_ms"] / result["target_ms"]
+    assert shown["target"].endswith(f"measured is {100 * used:.1f}% of it")
+
+
+def test_a_run_that_does_not_say_its_network_is_told_so(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    (tmp_path / "model.onnx").touch()
+    old = {k: v for k, v in result.items() if k != "num_classes"}
+    (tmp_path / "result.json").write_text(json.dumps(old))
+    assert validate.main(["--run", str(tmp_path)]) == 2
+    assert "made by an earlier version" in capsys.readouterr().err
