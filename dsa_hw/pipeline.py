@@ -29,7 +29,7 @@ from dsa_hw.closed_loop import Allocation, LoopRound, Measure, Timed, allocate
 from dsa_hw.config import DeviceConfig, ModelConfig, PruneConfig
 from dsa_hw.console import Progress
 from dsa_hw.data import DataSplits, load_data
-from dsa_hw.deployed import DeployedGraph
+from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.distillation import Distillation
 from dsa_hw.errors import InfeasibleBudget, UserError
 from dsa_hw.finished_search import FinishedSearch, config_of, load_finished_search
