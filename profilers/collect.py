@@ -7,11 +7,11 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from profilers.backends import Backend
+from profilers.backends import Backend, TimesPacks
 from profilers.backends.parallel import members_of
 from profilers.errors import ProvenanceMismatch
 from profilers.onnx_layers import layer_model, tiny_model
@@ -26,9 +26,11 @@ REFERENCE_EVERY_S = 0.25
 REFERENCE_READINGS = 31
 """The machine's speed is the median of so many readings: one is off by 10% as often as not where
 other guests of the host come and go, and would put its own noise on what it corrects."""
+FIRST_READINGS = 9
 UNSTABLE_SPREAD_PCT = 8.0
 EXTRA_ROUNDS = 2
-FIRST_READINGS = 9
+PACK_BYTES = 256 * 2**20
+"""Of a pack's inputs, outputs and weights: packing is for small layers."""
 
 REFERENCE_SPEC = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 28x28 b1 fp32 +relu")
 REFERENCE_CHANNELS = 128
@@ -54,12 +56,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What a call to ``collect`` did: numbers of measurements (a key each)."""
+    """What a call to ``collect`` did: numbers of measurements (a key each).
+
+    ``left`` are rounds that were not taken because ``stop`` said so.
+    """
 
     measured: int
     reused: int
     unstable: int
     seconds: float
+    left: int = 0
 
 
 class Reference:
@@ -104,6 +110,7 @@ def collect(
     rounds: int = 4,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Collected:
     """Bring every request to ``rounds`` rounds (times its share) in the table.
 
@@ -114,6 +121,8 @@ def collect(
 
     Args:
         on_progress: called with (rounds done, rounds planned).
+        stop: asked before each round; once it says so, no more are taken. What is there is kept,
+            and the same call goes on with the rest another time.
 
     Raises:
         ProvenanceMismatch: something is missing and the table is of other conditions than the
@@ -124,23 +133,48 @@ def collect(
     missing = [r for r in unique.values() if _lacking(table, r, rounds)]
     if missing:
         _refuse_to_mix(table, backend, len(missing))
-    session = _Session(table, backend, random.Random(seed), on_progress)
+    session = _Session(table, backend, missing, random.Random(seed), on_progress, stop)
     session.take(missing, rounds, planned=sum(_lacking(table, r, rounds) for r in missing))
-    for extra in range(EXTRA_ROUNDS):
+    left = sum(_lacking(table, r, rounds) for r in missing)
+    for extra in range(0 if left else EXTRA_ROUNDS):
         unsettled = [r for r in missing if _spread_pct(table, r.key) > UNSTABLE_SPREAD_PCT]
         more = sum(r.share for r in unsettled)
         session.take(unsettled, rounds + extra + 1, planned=session.done + more)
-    unstable = sum(_spread_pct(table, r.key) > UNSTABLE_SPREAD_PCT for r in missing)
+    measured = [r for r in missing if r.key in table]
+    unstable = sum(_spread_pct(table, r.key) > UNSTABLE_SPREAD_PCT for r in measured)
     return Collected(
-        measured=len(missing),
+        measured=len(measured),
         reused=len(unique) - len(missing),
         unstable=unstable,
         seconds=time.perf_counter() - start,
+        left=left,
     )
 
 
 def _lacking(table: LatencyTable, request: Request, rounds: int) -> int:
     return max(0, rounds * request.share - len(table.rounds.get(request.key, ())))
+
+
+def packs_of(requests: Sequence[Request], size: int) -> list[tuple[Request, ...]]:
+    """Layers in packs of up to ``size`` and ``PACK_BYTES``, networks by themselves.
+
+    The same requests make the same packs, so that a pack is built once for all its rounds.
+    """
+    packs: list[tuple[Request, ...]] = []
+    pack: tuple[Request, ...] = ()
+    room = 0
+    for request in sorted(requests, key=lambda r: str(r.key)):
+        if not isinstance(request.key, LayerKey) or size == 1:
+            packs.append((request,))
+            continue
+        needed = request.key.spec.bytes_moved(request.key.cin, request.key.cout)
+        if pack and (len(pack) == size or needed > room):
+            packs.append(pack)
+            pack = ()
+        if not pack:
+            room = PACK_BYTES
+        pack, room = (*pack, request), room - needed
+    return [*packs, pack] if pack else packs
 
 
 def _refuse_to_mix(table: LatencyTable, backend: Backend, missing: int) -> None:
@@ -161,72 +195,127 @@ class _Station:
         self._readings: deque[float] = deque(maxlen=REFERENCE_READINGS)
         self._reference_at = float("-inf")
 
-    def measure(self, request: Request) -> tuple[Round, float]:
-        """One round, and the reference's time of late."""
-        if not self._readings:
-            self._readings.extend(self._reference.measure_ms() for _ in range(FIRST_READINGS))
-        elif time.perf_counter() - self._reference_at > REFERENCE_EVERY_S:
-            self._readings.append(self._reference.measure_ms())
-            self._reference_at = time.perf_counter()
+    def measure(
+        self, pack: Sequence[Request], wanted: Container[Key]
+    ) -> Iterator[tuple[Request, Round, float]]:
+        """A round of each wanted request, and the reference's time of late.
+
+        Args:
+            pack: measured together where the backend does that, else one by one.
+        """
+        if len(pack) > 1 and isinstance(self._backend, TimesPacks):
+            reference_ms = self._recent_reference_ms()
+            together = self._backend.layers_per_pack > 1
+            rounds = self._backend.pack_rounds([r.model() for r in pack]) if together else None
+            if rounds is not None:
+                for request, taken in zip(pack, rounds, strict=True):
+                    if request.key in wanted:
+                        yield request, taken, reference_ms
+                return
+        for request in pack:
+            if request.key in wanted:
+                reference_ms = self._recent_reference_ms()
+                yield request, self._alone(request), reference_ms
+
+    def _alone(self, request: Request) -> Round:
         model = request.model()
         if isinstance(request.key, LayerKey):
             opened, plan = self._backend.open_layer(model), LAYER_PLAN
         else:
             opened, plan = self._backend.open(model), NETWORK_PLAN
         with opened as runner:
-            return runner.take_round(plan), statistics.median(self._readings)
+            return runner.take_round(plan)
+
+    def _recent_reference_ms(self) -> float:
+        """The reference's time of late."""
+        if not self._readings:
+            self._readings.extend(self._reference.measure_ms() for _ in range(FIRST_READINGS))
+        elif time.perf_counter() - self._reference_at > REFERENCE_EVERY_S:
+            self._readings.append(self._reference.measure_ms())
+            self._reference_at = time.perf_counter()
+        return statistics.median(self._readings)
 
 
 class _Session:
-    """One stretch of measuring, on all devices of a backend at once."""
+    """One stretch of measuring ``requests``, on all devices of a backend at once."""
 
     def __init__(
         self,
         table: LatencyTable,
         backend: Backend,
+        requests: Sequence[Request],
         shuffler: random.Random,
         on_progress: Callable[[int, int], None] | None,
+        stop: Callable[[], bool] | None,
     ) -> None:
         self._table = table
         self._shuffler = shuffler
         self._on_progress = on_progress
-        self._stations = [_Station(member) for member in members_of(backend)]
+        self._stop = stop or (lambda: False)
+        members = members_of(backend)
+        self._stations = [_Station(member) for member in members]
+        first = members[0]
+        self._packs = packs_of(
+            requests, first.layers_per_pack if isinstance(first, TimesPacks) else 1
+        )
         self._lock = threading.Lock()
-        self._stopped = False
+        self._failed = False
         self.done = 0
 
     def take(self, requests: Sequence[Request], rounds: int, planned: int) -> None:
         """Rounds in passes: each pass gives every request its share of what it lacks, shuffled."""
-        while pending := [
-            r for r in requests for _ in range(min(r.share, _lacking(self._table, r, rounds)))
-        ]:
-            self._shuffler.shuffle(pending)
-            waiting = iter(pending)
+        while pending := {
+            r.key: min(r.share, lacking)
+            for r in requests
+            if (lacking := _lacking(self._table, r, rounds))
+        }:
+            packs = [
+                pack
+                for pack in self._packs
+                for _ in range(max(pending.get(r.key, 0) for r in pack))
+            ]
+            self._shuffler.shuffle(packs)
+            waiting = iter(packs)
             if len(self._stations) == 1:
-                self._work(self._stations[0], waiting, planned)
-                continue
-            with ThreadPoolExecutor(len(self._stations)) as pool:
-                tasks = [pool.submit(self._work, s, waiting, planned) for s in self._stations]
-                try:
-                    for task in tasks:
-                        task.result()
-                finally:
-                    self._stopped = True  # after a failure, nobody begins another round
-            self._stopped = False
+                self._work(self._stations[0], waiting, pending, planned)
+            else:
+                self._work_together(waiting, pending, planned)
+            if self._stop():
+                return
 
-    def _work(self, station: _Station, waiting: Iterator[Request], planned: int) -> None:
-        """Take requests until there are no more."""
+    def _work_together(
+        self, waiting: Iterator[Sequence[Request]], wanted: Container[Key], planned: int
+    ) -> None:
+        with ThreadPoolExecutor(len(self._stations)) as pool:
+            tasks = [pool.submit(self._work, s, waiting, wanted, planned) for s in self._stations]
+            try:
+                for task in tasks:
+                    task.result()
+            finally:
+                self._failed = True  # after a failure, nobody begins another round
+        self._failed = False
+
+    def _work(
+        self,
+        station: _Station,
+        waiting: Iterator[Sequence[Request]],
+        wanted: Container[Key],
+        planned: int,
+    ) -> None:
+        """Take packs until there are no more."""
         while True:
             with self._lock:
-                request = None if self._stopped else next(waiting, None)
-            if request is None:
+                pack = None if self._failed or self._stop() else next(waiting, None)
+            if pack is None:
                 return
-            taken, reference_ms = station.measure(request)
-            with self._lock:
-                self._table.append(request.key, taken, reference_ms)
-                self.done += 1
-                if self._on_progress:
-                    self._on_progress(self.done, planned)
+            for request, taken, reference_ms in station.measure(pack, wanted):
+                with self._lock:
+                    self._table.append(request.key, taken, reference_ms)
+                    self.done += 1
+                    if self._on_progress:
+                        self._on_progress(self.done, planned)
+                if self._stop():
+                    return
 
 
 def _spread_pct(table: LatencyTable, key: Key) -> float:

@@ -128,3 +128,10 @@ class LayerSpec:
         height, width = self.output_size
         taps = self.kernel[0] * self.kernel[1] * cin // self.group_count(cin)
         return 2 * self.batch * height * width * cout * taps
+
+    def bytes_moved(self, cin: int, cout: int) -> int:
+        """Bytes of input, output and weights at float32."""
+        taps = self.kernel[0] * self.kernel[1] * cin // self.group_count(cin)
+        inputs = self.batch * cin * self.size[0] * self.size[1]
+        outputs = self.batch * cout * self.output_size[0] * self.output_size[1]
+        return 4 * (inputs + outputs + taps * cout)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,19 +19,33 @@ import pytest
 import torch
 from conftest import Residual, randomize_norms
 from fake_device import FakeDevice, FakeRunner
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dsa_hw import profile
 from dsa_hw.deployed import export_onnx
 from dsa_hw.search import outputs_of
 from profilers.backends import open_backend, selection
-from profilers.backends.cuda_clock import DeviceRunner, EventClock, HostClock
+from profilers.backends.cuda_clock import (
+    WARMUPS_BEFORE_CAPTURE,
+    DeviceRunner,
+    EventClock,
+    HostClock,
+    captured,
+)
+from profilers.backends.kept import KeptModels
 from profilers.backends.model_files import KEPT, ModelFiles, model_key
 from profilers.backends.onnx_torch import OnnxModule
-from profilers.backends.onnxruntime_cuda import check_provider, open_session
+from profilers.backends.onnxruntime_cuda import (
+    check_provider,
+    open_session,
+    refusal_to_be_captured,
+)
 from profilers.backends.parallel import Parallel
 from profilers.backends.selection import PREFERENCE, choose
+from profilers.backends.torch_runtime import TorchRuntime
 from profilers.collect import Request, call_ms, collect
 from profilers.errors import BackendUnavailable
+from profilers.onnx_layers import layer_model
 from profilers.spec import LayerSpec
 from profilers.steps import find_steps, sweep_requests
 from profilers.table import LatencyTable
@@ -89,6 +106,69 @@ def test_a_host_clock_is_injected() -> None:
     assert HostClock(lambda: next(times)).elapsed_ms(lambda: None) == pytest.approx(500.0)
 
 
+def test_a_captured_graph_keeps_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph knows addresses only; weights that nobody holds are handed to the next model."""
+
+    class Graph:
+        replays = 0
+
+        def replay(self) -> None:
+            self.replays += 1
+
+    graph = Graph()
+    stream: Any = SimpleNamespace(synchronize=lambda: None)
+    modes: list[str] = []
+
+    @contextmanager
+    def capturing(graph: object, stream: object, capture_error_mode: str) -> Iterator[None]:
+        modes.append(capture_error_mode)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+
+    class Model:
+        runs = 0
+
+        def __call__(self) -> None:
+            self.runs += 1
+
+    model = Model()
+    alive = weakref.ref(model)
+    call = captured(model, stream, repeats=16, error_mode="relaxed")
+    assert model.runs == WARMUPS_BEFORE_CAPTURE + 16
+    del model
+    gc.collect()
+    assert alive() is not None
+    call()
+    assert (graph.replays, modes) == (1, ["relaxed"])
+    del call
+    gc.collect()
+    assert alive() is None
+
+
+def test_models_are_kept_ready_as_long_as_there_is_room() -> None:
+    made: list[str] = []
+    full = [False]
+    freed: list[int] = []
+    kept: KeptModels[str] = KeptModels(lambda: full[0] and len(freed) < 2, lambda: freed.append(1))
+
+    def model(key: str) -> str:
+        return kept.get(key, lambda: made.append(key) or key)  # pyright: ignore
+
+    for key in "abcab":
+        assert model(key) == key
+    assert made == ["a", "b", "c"]
+    full[0] = True
+    model("d")  # makes room: the two that were not used for the longest go
+    assert len(freed) == 2
+    model("b")
+    assert made == ["a", "b", "c", "d"]
+    model("c")
+    assert made[-1] == "c"
+
+
 # -- ONNX in PyTorch -------------------------------------------------------------------------
 
 
@@ -109,6 +189,45 @@ def test_the_onnx_module_knows_the_operators_of_a_common_network() -> None:
     with torch.inference_mode():
         expected, found = model(x), OnnxModule(export_onnx(model, x))(x)
     assert float((expected - found).abs().max() / expected.abs().max()) < 1e-4
+
+
+def test_the_onnx_module_stays_on_its_device() -> None:
+    """On CUDA, shown by tensors of a CUDA device that need none: mixing devices raises."""
+    import torchvision
+
+    exported = export_onnx(
+        torchvision.models.mobilenet_v3_small().eval(), torch.zeros(1, 3, 64, 64)
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        module = OnnxModule(exported, torch.float16, "cuda")
+        found = module(torch.zeros(1, 3, 64, 64, device="cuda", dtype=torch.float16))
+    assert (found.device.type, found.dtype) == ("cuda", torch.float16)
+    weights = [t for t in module._constants.values() if isinstance(t, torch.Tensor)]
+    assert {t.device.type for t in weights} == {"cuda"}
+    kernels = [t for t in weights if t.dim() == 4]
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in kernels)
+
+
+def test_every_model_is_compiled_and_none_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More models than PyTorch recompiles the same code for before it gives up. The compiler
+    itself is left out (it takes 30 s to start): what it is given is counted and run."""
+    compiled: list[object] = []
+
+    def count(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph.forward
+
+    whole = functools.partial(torch.compile, backend=count)
+    monkeypatch.setattr(torch, "compile", whole)
+    runtime = TorchRuntime("cpu", "torch-compile")
+    models = [layer_model(CONV, 8, width) for width in range(8, 8 * 13, 8)]
+    models.append(export_onnx(Residual(), torch.zeros(1, 3, 16, 16)).SerializeToString())
+    for number, model in enumerate(models, start=1):
+        with runtime.open(model) as runner:
+            assert runner.elapsed_ms(2) > 0
+        assert len(compiled) == number
+    assert runtime.layers_pay_call
+    assert runtime.provenance()["provider"] == "torch.compile, channels-last"
 
 
 def test_an_unknown_operator_is_named() -> None:
@@ -293,6 +412,39 @@ def test_an_exception_of_onnx_runtimes_is_told() -> None:
     runtime = fallen_back(b"", RuntimeError("CUDA failure 100: no CUDA-capable device"))
     with pytest.raises(BackendUnavailable, match=r"refused .*CUDA failure 100"):
         open_session(b"", None, [("CUDAExecutionProvider", {})], runtime)
+
+
+def test_both_packages_over_each_other_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [SimpleNamespace(metadata={"Name": n}) for n in ("onnxruntime", "onnxruntime_gpu")]
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: both)
+    with pytest.raises(BackendUnavailable, match=r"both installed.*pip uninstall -y onnxruntime"):
+        check_provider("CUDAExecutionProvider", onnxruntime)
+
+
+class Bound:
+    """A session whose runs write 7 into its output."""
+
+    def __init__(self) -> None:
+        self.outputs = [torch.zeros(3)]
+
+    def run(self) -> None:
+        self.outputs[0].fill_(7.0)
+
+
+def test_a_capture_counts_only_if_its_replay_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    def failing(run: Callable[[], object]) -> Callable[[], object]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    assert refusal_to_be_captured(Bound(), lambda run: run) is None
+    reason = refusal_to_be_captured(Bound(), failing)
+    assert reason is not None
+    assert "not permitted when stream is capturing" in reason
+    # work that went to another stream: the graph is empty
+    reason = refusal_to_be_captured(Bound(), lambda run: lambda: None)
+    assert reason is not None
+    assert "did not compute" in reason
 
 
 # -- several devices -------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""TensorRT's layer names, as recorded from its profiler, back to ONNX nodes."""
+"""TensorRT's layer names, as its logs and profiles show them, back to ONNX nodes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from profilers.backends.layer_names import attribute, is_reformat, onnx_nodes
         ),
         (
             "/net/net.2/Gemm + (Unnamed Layer* 10) [ElementWise] + /net/net.3/Relu",
-            ("/net/net.2/Gemm", "(Unnamed Layer* 10) [ElementWise", "/net/net.3/Relu"),
+            ("/net/net.2/Gemm", "(Unnamed Layer* 10) [ElementWise]", "/net/net.3/Relu"),
         ),
         ("/features/features.0/Conv", ("/features/features.0/Conv",)),
     ],
@@ -34,9 +34,65 @@ def test_names(name: str, nodes: tuple[str, ...]) -> None:
     assert onnx_nodes(name) == nodes
 
 
+# As public logs hold them: trtexec's profile in NVIDIA/TensorRT issues 3842 and 4236 and its engine
+# layers in issue 4397, profiles of YOLO networks (TensorRT 8.6 and 10), and the kernels of an
+# engine that TensorRT-RTX 1.7 built of torchvision's resnet18.
+RECORDED = [
+    (
+        "node_of_gpu_0/conv1_1 + node_of_gpu_0/res_conv1_bn_1 + node_of_gpu_0/res_conv1_bn_2",
+        ("node_of_gpu_0/conv1_1", "node_of_gpu_0/res_conv1_bn_1", "node_of_gpu_0/res_conv1_bn_2"),
+    ),
+    (
+        "/features/features.0/Conv + /features/features.1/Relu",
+        ("/features/features.0/Conv", "/features/features.1/Relu"),
+    ),
+    (
+        "PWN(PWN(/model.0/act/Sigmoid), /model.0/act/Mul)",
+        ("/model.0/act/Sigmoid", "/model.0/act/Mul"),
+    ),
+    (
+        "/model.2/m.0/cv2/conv/Conv + PWN(PWN(PWN(/model.2/m.0/cv2/act/Sigmoid), "
+        "/model.2/m.0/cv2/act/Mul), /model.2/m.0/Add)",
+        (
+            "/model.2/m.0/cv2/conv/Conv", "/model.2/m.0/cv2/act/Sigmoid",
+            "/model.2/m.0/cv2/act/Mul", "/model.2/m.0/Add",
+        ),
+    ),
+    (
+        "/model.22/cv2.2/cv2.2.0/conv/Conv || /model.22/cv3.2/cv3.2.0/conv/Conv",
+        ("/model.22/cv2.2/cv2.2.0/conv/Conv", "/model.22/cv3.2/cv3.2.0/conv/Conv"),
+    ),
+    (
+        "{ForeignNode[(Unnamed Layer* 3274) [Shuffle]...Transpose_7808 + Reshape_7814]}",
+        ("(Unnamed Layer* 3274) [Shuffle]", "Transpose_7808", "Reshape_7814"),
+    ),
+    (
+        "{ForeignNode[/encoder/Unsqueeze_3 + /encoder/Unsqueeze_4.../match_model/Squeeze]}",
+        ("/encoder/Unsqueeze_3", "/encoder/Unsqueeze_4", "/match_model/Squeeze"),
+    ),
+    ("{ForeignNode[fc.bias...node_linear_1]}", ("fc.bias", "node_linear_1")),
+    ("__myl_MoveNegExpAddDivMul_myl5_0", ("__myl_MoveNegExpAddDivMul_myl5_0",)),
+    ("node_Conv_292_myl0_1", ("node_Conv_292",)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "nodes"), RECORDED)
+def test_recorded_names(name: str, nodes: tuple[str, ...]) -> None:
+    assert onnx_nodes(name) == nodes
+
+
+@pytest.mark.parametrize(("name", "nodes"), RECORDED)
+def test_a_change_of_layout_names_the_layer_it_is_for(name: str, nodes: tuple[str, ...]) -> None:
+    copy = f"Reformatting CopyNode for Input Tensor 1 to {name}"
+    assert is_reformat(copy)
+    assert onnx_nodes(copy) == nodes
+
+
 def test_metadata_goes_before_the_name() -> None:
-    metadata = "[ONNX Layer: node_conv2d]\x1e[ONNX Layer: node_relu]"
-    assert onnx_nodes("__myl_ConvActiv_myl0_3", metadata) == ("node_conv2d", "node_relu")
+    # both separators are in one engine of TensorRT-RTX 1.7
+    for separator in ("\x1e", "\x1f"):
+        metadata = f"[ONNX Layer: node_Conv_298]{separator}[ONNX Layer: node_add]"
+        assert onnx_nodes("__myl_ConvActiv_myl0_3", metadata) == ("node_Conv_298", "node_add")
 
 
 @pytest.mark.parametrize(
@@ -45,6 +101,8 @@ def test_metadata_goes_before_the_name() -> None:
         ("Reformatting CopyNode for Input Tensor 0 to node_conv2d + node_relu", True),
         ("Reformatting CopyNode for Input Tensor 0 to {ForeignNode[a...b]}", True),
         ("__myl_Move_myl3_0", True),
+        ("/model.2/cv1/act/Mul_output_0 copy", True),
+        ("__myl_MoveNegExpAddDivMul_myl5_0", False),
         ("node_conv2d + node_relu", False),
         ("reformat_block.conv", False),
     ],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from profilers.errors import BackendUnavailable
-from profilers.timing import Runner
+from profilers.timing import Round, Runner
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +59,21 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class TimesPacks(Protocol):
+    """A backend that can time many layers in one build, where it finds that it may."""
+
+    @property
+    def layers_per_pack(self) -> int:
+        """The most layers that ``pack_rounds`` takes; 1 where layers are timed one by one."""
+        ...
+
+    def pack_rounds(self, models: Sequence[bytes]) -> list[Round] | None:
+        """A round of each one-layer model; None where that cannot be believed (from then on
+        ``layers_per_pack`` is 1, and ``observations`` says why)."""
+        ...
+
+
 def open_backend(
     device: str = "cpu",
     *,
@@ -86,14 +102,14 @@ def open_backend(
         return open_cuda(device, backend, precision, batch_size, include_copies)
     if device != "cpu":
         raise BackendUnavailable(f"unknown device {device!r}; use cpu or cuda:0")
-    if backend not in (None, "onnxruntime", "torch-eager"):
-        raise BackendUnavailable(f"backend {backend} needs a CUDA device; on the CPU there is "
-                                 "onnxruntime and torch-eager")  # fmt: skip
+    if backend not in (None, "onnxruntime", "torch-eager", "torch-compile"):
+        raise BackendUnavailable(f"backend {backend} needs a CUDA device; on the CPU there are "
+                                 "onnxruntime, torch-eager and torch-compile")  # fmt: skip
     if precision != "fp32":
         raise BackendUnavailable(
             f"precision {precision} is not measured on the CPU by this version; use fp32"
         )
-    if backend == "torch-eager":
+    if backend is not None and backend.startswith("torch"):
         from profilers.backends.isolated import Isolated
 
         return Isolated(device=device, backend=backend, precision=precision, batch_size=batch_size)

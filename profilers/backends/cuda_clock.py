@@ -99,12 +99,19 @@ class DeviceRunner(Runner):
 
 
 def captured(
-    run: Callable[[], object], stream: torch.cuda.Stream, repeats: int = 1
+    run: Callable[[], object],
+    stream: torch.cuda.Stream,
+    repeats: int = 1,
+    error_mode: str = "global",
 ) -> Callable[[], object]:
     """A CUDA graph of ``repeats`` runs; calling the result replays it on the current stream.
 
+    The result keeps ``run`` alive, and with it the weights and inputs that the graph reads by
+    their addresses: without that, their memory would go to others.
+
     Args:
         run: works on ``stream`` (or on the current one) with tensors that stay where they are.
+        error_mode: CUDA's; ``relaxed`` lets a runtime allocate memory meanwhile.
     """
     import torch
 
@@ -113,10 +120,14 @@ def captured(
             run()
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode=error_mode):
         for _ in range(repeats):
             run()
-    return graph.replay
+
+    def replay(keeps: Callable[[], object] = run) -> None:
+        graph.replay()
+
+    return replay
 
 
 def with_copies(

@@ -6,6 +6,7 @@ import re
 
 from profilers.errors import BackendUnavailable
 from profilers.nvml import Card, NvmlAbsent, hashed
+from profilers.precision import CHANNEL_STEPS
 
 INSTALL_HINT = (
     "install an NVIDIA driver (nvidia-smi must list the card) and a CUDA build of PyTorch "
@@ -74,3 +75,30 @@ def device_provenance(index: int) -> dict[str, str | int]:
             "uuid_sha256": hashed(uuid),
             "nvml": str(absent),
         }
+
+
+def runtime_provenance(
+    index: int,
+    *,
+    runtime: str,
+    version: str,
+    provider: str,
+    precision: str,
+    batch_size: int,
+    include_copies: bool,
+) -> dict[str, str | int]:
+    """What a measurement by a runtime on the device depends on: a table's header.
+
+    Args:
+        runtime: the backend's name.
+        provider: how the runtime runs a model.
+        include_copies: whether the copies of inputs and outputs are timed too.
+    """
+    return device_provenance(index) | {
+        "runtime": runtime,
+        "runtime_version": version,
+        "provider": provider + (", with copies" if include_copies else ""),
+        "precision": precision,
+        "batch_size": batch_size,
+        "expected_step": CHANNEL_STEPS[precision],
+    }

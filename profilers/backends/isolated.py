@@ -10,15 +10,16 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from profilers.backends.model_files import ModelFiles
 from profilers.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from profilers.backends.packing import pack_models
 from profilers.errors import BackendUnavailable
 from profilers.nvml import Card, NvmlAbsent, Watch, energy_per_run_mj, measuring_pids
 from profilers.timing import Round, Runner, SamplePlan
@@ -26,6 +27,7 @@ from profilers.timing import Round, Runner, SamplePlan
 TRIES = 4
 COOL_DOWN_S = 0.5
 """A round that the card was held back in is taken again after this pause, doubled each time."""
+LAYERS_PER_PACK = 24
 
 
 class RemoteRunner(Runner):
@@ -52,17 +54,27 @@ class WatchedRunner(RemoteRunner):
 
     def take_round(self, plan: SamplePlan) -> Round:
         """A round at full speed, or the last of ``TRIES``."""
-        for attempt in range(TRIES):
-            before = self._watch.read()
-            taken = super().take_round(plan)
-            reasons = self._watch.held_back(before)
-            if not reasons:
-                return taken
-            if attempt + 1 < TRIES:
-                self._watch.drop(reasons)
-                time.sleep(COOL_DOWN_S * 2**attempt)
-        self._watch.kept_throttled += 1
-        return taken
+        return at_full_speed(self._watch, lambda: super(WatchedRunner, self).take_round(plan))
+
+
+Taken = TypeVar("Taken")
+
+
+def at_full_speed(watch: Watch, take: Callable[[], Taken]) -> Taken:
+    """What ``take`` measures while the card is not held back, or at the last of ``TRIES``."""
+    attempt = 0
+    while True:
+        before = watch.read()
+        taken = take()
+        reasons = watch.held_back(before)
+        if not reasons:
+            return taken
+        attempt += 1
+        if attempt == TRIES:
+            watch.kept_throttled += 1
+            return taken
+        watch.drop(reasons)
+        time.sleep(COOL_DOWN_S * 2 ** (attempt - 1))
 
 
 class Worker:
@@ -196,6 +208,9 @@ class Isolated:
         self._files = ModelFiles(self._folder)
         self._notes: list[str] = []
         self._described: dict[str, Any] | None = None
+        self._packs_layers = backend.startswith("tensorrt")
+        self._packed_rounds = 0
+        self._unpacked = ""
         self._watch: Watch | None = None
         self._finalizer = weakref.finalize(self, _clean_up, self._worker, self._folder)
 
@@ -214,11 +229,38 @@ class Isolated:
     def notes(self) -> tuple[str, ...]:
         """Why it was chosen, and whether its card is watched."""
         self._watching()
-        return tuple(self._notes)
+        return (*self._notes, *self._describe()["notes"])
 
     def observations(self) -> tuple[str, ...]:
-        """What NVML saw while measuring."""
-        return self._watch.observations() if self._watch else ()
+        """What NVML saw while measuring, and whether layers were packed."""
+        packing = [self._unpacked] if self._unpacked else []
+        if self._packed_rounds:
+            packing.append(f"{self._packed_rounds} rounds of layers were timed in packs")
+        return (*packing, *(self._watch.observations() if self._watch else ()))
+
+    @property
+    def layers_per_pack(self) -> int:
+        """The most layers that ``pack_rounds`` takes; 1 where layers are timed one by one."""
+        return LAYERS_PER_PACK if self._packs_layers else 1
+
+    def pack_rounds(self, models: Sequence[bytes]) -> list[Round] | None:
+        """A round of each of several layers, in one build; None where that cannot be believed.
+
+        After a refusal, or a pack that could not be built, layers are timed one by one, and
+        ``observations`` says why.
+        """
+        question = {"pack": str(self._files.path(pack_models(models)))}
+        try:
+            answer = at_full_speed(self._watching(), lambda: self._worker.ask(question))
+            refusal = answer.get("refused")
+        except BackendUnavailable as error:
+            answer, refusal = {}, str(error)
+        if refusal is not None:
+            self._packs_layers = False
+            self._unpacked = f"layers are timed one by one, not in packs: {refusal}"
+            return None
+        self._packed_rounds += len(answer["rounds"])
+        return [Round(**taken) for taken in answer["rounds"]]
 
     def provenance(self) -> dict[str, str | int]:
         """What a measurement here depends on."""

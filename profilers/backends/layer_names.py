@@ -2,8 +2,10 @@
 
 TensorRT joins the names of what it fused: ``a + b + c`` for a chain, ``PWN(a, b)`` for pointwise
 work, ``a || b`` for convolutions that run as one, ``{ForeignNode[a...b]}`` for a whole region,
-``Reformatting CopyNode for Input Tensor 0 to a + b`` for a change of layout before ``a + b``.
-TensorRT 10 and later put the ONNX node's name behind ``[ONNX Layer: a]`` in metadata.
+``Reformatting CopyNode for Input Tensor 0 to a + b`` for a change of layout before ``a + b``,
+``t copy`` for a copy of tensor t. Kernels inside a region are called ``a_myl0_3`` after a node or
+``__myl_MulAdd_myl0_3`` after what they compute; TensorRT 10 and later put the ONNX nodes behind
+``[ONNX Layer: a]`` in the layer's metadata. A node without a name is ``node_of_`` its output.
 """
 
 from __future__ import annotations
@@ -12,13 +14,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-_REFORMAT = re.compile(r"^(?:Reformatting CopyNode|reformatted|__myl_Move_myl)")
+import onnx
+
+_COPY = re.compile(r"^Reformatting CopyNode for (?:Input|Output) Tensor \d+ to ")
+_REFORMAT = re.compile(r"^(?:Reformatting CopyNode|reformatted|__myl_Move_myl)|^\S+ copy$")
 _METADATA = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
-_WRAPPERS = re.compile(r"^(?:PWN|fusedPointwiseNode|CudnnPwn|\{ForeignNode)[(\[]|[)\]}]+$")
-
-
-class UnknownLayerName(ValueError):
-    """A runtime's layer name in which no layer of the graph was found."""
+_UNNAMED = re.compile(r"\(Unnamed Layer\* \d+\) \[\w+\]")
+_OPENING = re.compile(r"^(?:PWN|fusedPointwiseNode|CudnnPwn|\{ForeignNode)[(\[]")
+_CLOSING = re.compile(r"[)\]}]+$")
+_KERNEL = re.compile(r"_myl\d+(?:_\d+)?$")
+_JOINTS = re.compile(r"\s*(?:\+|\|\||,(?!\d)|\.\.\.)\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +55,19 @@ def onnx_nodes(name: str, metadata: str = "") -> tuple[str, ...]:
     """
     if found := _METADATA.findall(metadata):
         return tuple(dict.fromkeys(found))
-    parts = re.split(r"\s*(?:\+|\|\||,(?!\d)|\.\.\.)\s*", name)
     cleaned = []
-    for part in parts:
-        previous = None
-        while previous != part:
-            previous, part = part, _WRAPPERS.sub("", part.strip())
-        cleaned.append(part)
+    for part in _JOINTS.split(_COPY.sub("", name)):
+        while (opened := _OPENING.sub("", part.strip())) != part:
+            part = opened
+        unnamed = _UNNAMED.match(part)
+        part = unnamed[0] if unnamed else _CLOSING.sub("", part)
+        cleaned.append(part if part.startswith("__myl_") else _KERNEL.sub("", part))
     return tuple(dict.fromkeys(p for p in cleaned if p))
+
+
+def node_names(graph: onnx.GraphProto) -> list[str]:
+    """TensorRT's names of a graph's nodes, in order."""
+    return [node.name or f"node_of_{node.output[0]}" for node in graph.node]
 
 
 def attribute(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from profilers.errors import BackendUnavailable
 
 Attributes = dict[str, Any]
+Values = Sequence[Any]
+"""A node's inputs: tensors, lists of integers (shapes, axes), None where one is left out."""
 
 
 class OnnxModule(nn.Module):
@@ -52,7 +55,7 @@ class OnnxModule(nn.Module):
             i.name: tuple(d.dim_value for d in i.type.tensor_type.shape.dim) for i in graph.input
         }
         self._outputs = [o.name for o in graph.output]
-        self._constants: dict[str, Tensor] = {}
+        self._constants: dict[str, Tensor | list[int]] = {}
         for tensor in graph.initializer:
             self._add(tensor.name, tensor, dtype, device, channels_last)
         self._steps: list[tuple[Callable[..., Tensor], list[str], str, Attributes]] = []
@@ -66,7 +69,7 @@ class OnnxModule(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """First output, from the inputs in the graph's order."""
-        values = dict(self._constants)
+        values: dict[str, Any] = dict(self._constants)
         values.update(zip(self.input_shapes, inputs, strict=True))
         for function, names, result, attributes in self._steps:
             arguments = [values[name] if name else None for name in names]
@@ -81,15 +84,17 @@ class OnnxModule(nn.Module):
         device: torch.device | str,
         channels_last: bool,
     ) -> None:
-        value = torch.from_numpy(numpy_helper.to_array(proto).copy())
-        if value.is_floating_point():
-            value = value.to(device, dtype)
-            if value.dim() == 4 and channels_last:
-                value = value.contiguous(memory_format=torch.channels_last)
-        self._constants[name] = value  # integers are shapes and axes: they stay on the host
+        found = numpy_helper.to_array(proto)
+        if not np.issubdtype(found.dtype, np.floating):  # shapes and axes: numbers of the host
+            self._constants[name] = [int(n) for n in found.reshape(-1)]
+            return
+        value = torch.from_numpy(found.copy()).to(device, dtype)
+        if value.dim() == 4 and channels_last:
+            value = value.contiguous(memory_format=torch.channels_last)
+        self._constants[name] = value
 
 
-def _conv(values: Sequence[Tensor], at: Attributes) -> Tensor:
+def _conv(values: Values, at: Attributes) -> Tensor:
     x, pads = _padded(values[0], at)
     bias = values[2] if len(values) > 2 else None
     return F.conv2d(
@@ -106,19 +111,19 @@ def _padded(x: Tensor, at: Attributes, value: float = 0.0) -> tuple[Tensor, list
     return F.pad(x, (left, right, top, bottom), value=value), [0, 0]
 
 
-def _gemm(values: Sequence[Tensor], at: Attributes) -> Tensor:
+def _gemm(values: Values, at: Attributes) -> Tensor:
     weight = values[1] if at.get("transB", 0) else values[1].t()
     return F.linear(values[0], weight, values[2] if len(values) > 2 else None)
 
 
-def _clip(values: Sequence[Tensor], at: Attributes) -> Tensor:
+def _clip(values: Values, at: Attributes) -> Tensor:
     low, high = ([*values[1:], None, None])[:2]
     if low is None and high is None:
         return values[0]
     return torch.clamp(values[0], low, high)
 
 
-def _max_pool(values: Sequence[Tensor], at: Attributes) -> Tensor:
+def _max_pool(values: Values, at: Attributes) -> Tensor:
     x, pads = _padded(values[0], at, float("-inf"))
     return F.max_pool2d(
         x, at["kernel_shape"], at.get("strides", 1), pads, at.get("dilations", 1),
@@ -126,7 +131,7 @@ def _max_pool(values: Sequence[Tensor], at: Attributes) -> Tensor:
     )  # fmt: skip
 
 
-def _average_pool(values: Sequence[Tensor], at: Attributes) -> Tensor:
+def _average_pool(values: Values, at: Attributes) -> Tensor:
     pads = list(at.get("pads", (0, 0, 0, 0)))
     if pads[:2] != pads[2:]:
         raise BackendUnavailable("the torch backend knows no AveragePool with uneven pads")
@@ -137,47 +142,46 @@ def _average_pool(values: Sequence[Tensor], at: Attributes) -> Tensor:
     )  # fmt: skip
 
 
-def _reduce_mean(values: Sequence[Tensor], at: Attributes) -> Tensor:
-    axes = values[1].tolist() if len(values) > 1 else list(at["axes"])
+def _reduce_mean(values: Values, at: Attributes) -> Tensor:
+    axes = values[1] if len(values) > 1 else list(at["axes"])
     return values[0].mean(axes, keepdim=bool(at.get("keepdims", 1)))
 
 
-def _reshape(values: Sequence[Tensor], at: Attributes) -> Tensor:
-    shape = values[1].tolist()
-    sizes = [values[0].shape[i] if s == 0 else s for i, s in enumerate(shape)]
+def _reshape(values: Values, at: Attributes) -> Tensor:
+    sizes = [values[0].shape[i] if s == 0 else s for i, s in enumerate(values[1])]
     return values[0].reshape(sizes)
 
 
-def _squeeze(values: Sequence[Tensor], at: Attributes) -> Tensor:
-    return values[0].squeeze(tuple(values[1].tolist()) if len(values) > 1 else ())
+def _squeeze(values: Values, at: Attributes) -> Tensor:
+    return values[0].squeeze(tuple(values[1]) if len(values) > 1 else ())
 
 
-def _unsqueeze(values: Sequence[Tensor], at: Attributes) -> Tensor:
+def _unsqueeze(values: Values, at: Attributes) -> Tensor:
     result = values[0]
-    for axis in sorted(values[1].tolist()):
+    for axis in sorted(values[1]):
         result = result.unsqueeze(axis)
     return result
 
 
-def _batch_norm(values: Sequence[Tensor], at: Attributes) -> Tensor:
+def _batch_norm(values: Values, at: Attributes) -> Tensor:
     x, weight, bias, mean, variance = values
     return F.batch_norm(x, mean, variance, weight, bias, eps=at.get("epsilon", 1e-5))
 
 
-def _flatten(values: Sequence[Tensor], at: Attributes) -> Tensor:
+def _flatten(values: Values, at: Attributes) -> Tensor:
     x, axis = values[0], at.get("axis", 1)
     return x.reshape(int(torch.Size(x.shape[:axis]).numel()), -1)
 
 
-def _hard_sigmoid(values: Sequence[Tensor], at: Attributes) -> Tensor:
+def _hard_sigmoid(values: Values, at: Attributes) -> Tensor:
     return torch.clamp(values[0] * at.get("alpha", 0.2) + at.get("beta", 0.5), 0.0, 1.0)
 
 
-def _unchanged(values: Sequence[Tensor], at: Attributes) -> Tensor:
+def _unchanged(values: Values, at: Attributes) -> Tensor:
     return values[0]
 
 
-OPERATORS: dict[str, Callable[[Sequence[Tensor], Attributes], Tensor]] = {
+OPERATORS: dict[str, Callable[[Values, Attributes], Tensor]] = {
     "Add": lambda v, at: v[0] + v[1],
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,41 @@ import numpy as np
 import torch  # before onnxruntime: its CUDA libraries are the ones that get used
 
 import onnxruntime as ort  # isort: skip
-from profilers.backends.cuda_clock import DeviceRunner, EventClock
-from profilers.backends.cuda_device import check_cuda, cuda_index, device_provenance
+from profilers.backends.cuda_clock import LAYER_REPEATS, DeviceRunner, EventClock, captured
+from profilers.backends.cuda_device import check_cuda, cuda_index, runtime_provenance
+from profilers.backends.kept import KeptModels, card_is_full, release_cached_memory
+from profilers.backends.model_files import model_key
 from profilers.backends.tensorrt_build import cache_folder
 from profilers.errors import BackendUnavailable
-from profilers.precision import CHANNEL_STEPS, at_precision
+from profilers.onnx_layers import layer_model
+from profilers.precision import at_precision
+from profilers.spec import LayerSpec
 from profilers.timing import Runner
 
 PROVIDERS = {
     "onnxruntime": "CUDAExecutionProvider",
     "onnxruntime-tensorrt": "TensorrtExecutionProvider",
 }
-INSTALL = "pip uninstall onnxruntime && pip install dsa-hw[gpu] (onnxruntime-gpu)"
+INSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+SHADOWED = (
+    "; onnxruntime and onnxruntime-gpu are both installed, and the files of one overwrote the "
+    "other's: only one of them can be there"
+)
 RUNS_BEFORE_REPLAY = 3
 """ONNX Runtime runs a graph twice before it captures it."""
+TRIAL = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 14x14 b1 fp32 +relu")
+TRIAL_CHANNELS = 32
 
 
 class OnnxRuntimeCuda:
     """ONNX Runtime on a CUDA device.
+
+    A network runs as ONNX Runtime's own CUDA graph, as it is deployed. Each of its runs costs the
+    host more than a small layer takes, so layers are captured from outside, several runs in one
+    graph; where that does not work (a trial tells), a layer is timed call by call.
+
+    Sessions stay ready as far as the card's memory allows: finding a layer's fastest algorithm
+    takes much longer than timing it.
 
     Args:
         backend: a key of ``PROVIDERS``.
@@ -43,8 +61,6 @@ class OnnxRuntimeCuda:
     Raises:
         BackendUnavailable: no such device, or the installed ONNX Runtime lacks the provider.
     """
-
-    layers_pay_call = True
 
     def __init__(
         self,
@@ -69,10 +85,19 @@ class OnnxRuntimeCuda:
         if hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
         self._stream = torch.cuda.Stream()
+        self._kept: KeptModels[BoundSession] = KeptModels(card_is_full, release_cached_memory)
+        self._refusal = self._capture_refusal()
+
+    @property
+    def layers_pay_call(self) -> bool:
+        """Only where layers cannot be captured."""
+        return self._refusal is not None
 
     def notes(self) -> tuple[str, ...]:
-        """Nothing to say of the choice."""
-        return ()
+        """Whether layers are timed in CUDA graphs."""
+        if self._refusal is None:
+            return ()
+        return (f"layers are timed call by call, which is coarse: {self._refusal}",)
 
     def observations(self) -> tuple[str, ...]:
         """Nothing is watched here; see ``isolated``."""
@@ -80,23 +105,17 @@ class OnnxRuntimeCuda:
 
     def provenance(self) -> dict[str, str | int]:
         """What a measurement here depends on."""
-        copies = ", with copies" if self._include_copies else ""
-        return device_provenance(self._index) | {
-            "runtime": self.name,
-            "runtime_version": ort.__version__,
-            "provider": f"{self._provider}, CUDA graphs{copies}",
-            "precision": self.precision,
-            "batch_size": self.batch_size,
-            "expected_step": CHANNEL_STEPS[self.precision],
-        }
+        return runtime_provenance(
+            self._index, runtime=self.name, version=ort.__version__,
+            provider=f"{self._provider}, CUDA graphs", precision=self.precision,
+            batch_size=self.batch_size, include_copies=self._include_copies,
+        )  # fmt: skip
 
     @contextmanager
     def open(self, model: bytes | Path) -> Iterator[Runner]:
         """The whole model, bound to tensors on the device."""
-        bound = self._bound(model)
-        run = bound.run
-        if self._include_copies:
-            run = bound.run_with_copies
+        bound = self._ready(model, own_graph=True)
+        run = bound.run_with_copies if self._include_copies else bound.run
         with torch.cuda.stream(self._stream):
             for _ in range(RUNS_BEFORE_REPLAY):
                 run()
@@ -106,40 +125,58 @@ class OnnxRuntimeCuda:
     @contextmanager
     def open_layer(self, model: bytes) -> Iterator[Runner]:
         """One layer; ONNX Runtime keeps NCHW between layers, so nothing is cut off."""
-        with self.open(model) as runner:
-            yield runner
+        if self.layers_pay_call:
+            with self.open(model) as runner:
+                yield runner
+            return
+        bound = self._ready(model, own_graph=False)
+        replay = captured(bound.run, self._stream, LAYER_REPEATS, "relaxed")
+        yield DeviceRunner(replay, EventClock(self._stream), LAYER_REPEATS)
 
     def outputs(self, model: bytes | Path, inputs: np.ndarray) -> np.ndarray:
         """First output of the model on ``inputs`` (N, C, H, W)."""
-        bound = self._bound(model)
+        bound = self._bound(model, own_graph=False, stream=self._stream)
         with torch.cuda.stream(self._stream):
             bound.inputs[0].copy_(torch.from_numpy(inputs).to(bound.inputs[0].dtype))
             bound.run()
         self._stream.synchronize()
         return bound.outputs[0].float().cpu().numpy()
 
-    def _bound(self, model: bytes | Path) -> BoundSession:
+    def _capture_refusal(self) -> str | None:
+        """Why runs cannot be captured from outside; None where a captured one computes the same."""
+        if self._provider != "CUDAExecutionProvider":
+            return "TensorRT's provider captures its own graphs only"
+        stream = torch.cuda.Stream()  # a failed capture must not leave its mark on the other one
+        bound = self._bound(layer_model(TRIAL, TRIAL_CHANNELS, TRIAL_CHANNELS), False, stream)
+        return refusal_to_be_captured(bound, lambda run: captured(run, stream, 1, "relaxed"))
+
+    def _ready(self, model: bytes | Path, own_graph: bool) -> BoundSession:
+        key = f"{own_graph} {model_key(model)}"
+        return self._kept.get(key, lambda: self._bound(model, own_graph, self._stream))
+
+    def _bound(
+        self, model: bytes | Path, own_graph: bool, stream: torch.cuda.Stream
+    ) -> BoundSession:
         content = model if isinstance(model, bytes) else model.read_bytes()
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        chosen = [(self._provider, self._provider_options())]
+        common = {"device_id": self._index, "user_compute_stream": str(stream.cuda_stream)}
+        chosen = [(self._provider, common | self._provider_options(own_graph))]
         if self._provider != "CUDAExecutionProvider":
-            plain = {"device_id": self._index, "user_compute_stream": self._stream_handle()}
-            chosen.append(("CUDAExecutionProvider", plain))
+            chosen.append(("CUDAExecutionProvider", common))
         session = open_session(at_precision(content, self.precision), options, chosen, ort)
         return BoundSession(session, self._index)
 
-    def _stream_handle(self) -> str:
-        return str(self._stream.cuda_stream)
-
-    def _provider_options(self) -> dict[str, Any]:
-        common = {"device_id": self._index, "user_compute_stream": self._stream_handle()}
+    def _provider_options(self, own_graph: bool) -> dict[str, Any]:
         if self._provider == "CUDAExecutionProvider":
-            return common | {"enable_cuda_graph": "1", "cudnn_conv_algo_search": "EXHAUSTIVE"}
+            return {
+                "enable_cuda_graph": "1" if own_graph else "0",
+                "cudnn_conv_algo_search": "EXHAUSTIVE",
+            }
         folder = cache_folder() / "onnxruntime"
         folder.mkdir(parents=True, exist_ok=True)
-        return common | {
-            "trt_cuda_graph_enable": True,
+        return {
+            "trt_cuda_graph_enable": own_graph,
             "trt_fp16_enable": self.precision != "fp32",
             "trt_int8_enable": self.precision == "int8",
             "trt_timing_cache_enable": True,
@@ -187,6 +224,31 @@ class BoundSession:
         return torch.zeros(tuple(value.shape), dtype=kinds[value.type], device=f"cuda:{index}")
 
 
+def refusal_to_be_captured(
+    bound: Any, capture: Callable[[Callable[[], object]], Callable[[], object]]
+) -> str | None:
+    """Why ``bound``'s runs cannot be captured into a CUDA graph; None if they can.
+
+    Having been captured says little: work that went to another stream is not in the graph, and a
+    replay then does nothing.
+    """
+    bound.run()
+    torch.cuda.synchronize()
+    expected = [tensor.clone() for tensor in bound.outputs]
+    try:
+        replay = capture(bound.run)
+    except Exception as error:  # ONNX Runtime's own classes share no base but this one
+        return f"a run cannot be captured ({_brief(f'{type(error).__name__}: {error}')})"
+    for tensor in bound.outputs:
+        tensor.zero_()
+    torch.cuda.synchronize()
+    replay()
+    torch.cuda.synchronize()
+    if all(torch.equal(a, b) for a, b in zip(expected, bound.outputs, strict=True)):
+        return None
+    return "the replay of a captured run did not compute its outputs"
+
+
 def check_provider(provider: str, runtime: Any) -> None:
     """Refuse a provider that the installed build does not have.
 
@@ -195,10 +257,17 @@ def check_provider(provider: str, runtime: Any) -> None:
     """
     available = runtime.get_available_providers()
     if provider not in available:
+        shadowed = SHADOWED if both_installed() else ""
         raise BackendUnavailable(
             f"the installed ONNX Runtime {runtime.__version__} has no {provider} (it has "
-            f"{', '.join(available)}): {INSTALL}"
+            f"{', '.join(available)}{shadowed}): {INSTALL}"
         )
+
+
+def both_installed() -> bool:
+    """Whether ``onnxruntime`` and ``onnxruntime-gpu`` are installed over each other."""
+    names = {d.metadata["Name"].lower().replace("_", "-") for d in metadata.distributions()}
+    return {"onnxruntime", "onnxruntime-gpu"} <= names
 
 
 def open_session(

@@ -96,8 +96,8 @@ class EngineBuilder:
 
         Args:
             model: float32 ONNX; converted to the builder's precision.
-            layer: the model is one layer, timed as inside a network: its input and output may
-                have any layout, so that none is changed at its ends.
+            layer: the model is one layer, or a pack of them, timed as inside a network: inputs and
+                outputs may have any layout, so that none is changed at a layer's ends.
 
         Raises:
             BackendUnavailable: TensorRT refused the model; with its own reason.
@@ -112,9 +112,10 @@ class EngineBuilder:
             errors = [parser.get_error(i) for i in range(parser.num_errors)]
             reasons = "; ".join(f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in errors)
             raise BackendUnavailable(f"{self.backend} cannot read the model: {reasons}")
+        config = self._config()
         if layer:
             self._free_layouts(network)
-        config = self._config()
+            config.max_aux_streams = 0  # layers of a pack must not run beside each other
         cache = self._load_timing_cache(config)
         built = self._builder.build_serialized_network(network, config)
         if built is None:

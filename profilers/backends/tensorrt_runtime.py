@@ -21,8 +21,13 @@ from profilers.backends.cuda_clock import (
     captured,
     with_copies,
 )
-from profilers.backends.cuda_device import check_cuda, cuda_index, device_provenance
-from profilers.backends.layer_names import LayerTimes, attribute
+from profilers.backends.cuda_device import (
+    check_cuda,
+    cuda_index,
+    device_provenance,
+    runtime_provenance,
+)
+from profilers.backends.layer_names import LayerTimes, attribute, node_names
 from profilers.backends.model_files import model_key
 from profilers.backends.tensorrt_build import (
     EngineBuilder,
@@ -30,11 +35,12 @@ from profilers.backends.tensorrt_build import (
     load_tensorrt,
     supported_layers,
 )
+from profilers.backends.tensorrt_packs import PackTimer, Profile
 from profilers.errors import BackendUnavailable
-from profilers.precision import CHANNEL_STEPS
-from profilers.timing import Runner
+from profilers.timing import Round, Runner, SamplePlan
 
 PROFILED_RUNS = 20
+WARMUP_RUNS = 5
 VECTOR = 32
 """The widest channel vector of a TensorRT layout: buffers are padded to it."""
 
@@ -74,6 +80,7 @@ class TensorRt:
         self._stream = torch.cuda.Stream()
         self._folder = tempfile.TemporaryDirectory(prefix="dsa_hw_engines_")
         self._kernels = KernelCache() if backend == "tensorrt-rtx" else None
+        self._packs = PackTimer(self._profile, self._layer_ms, batch_size)
 
     def notes(self) -> tuple[str, ...]:
         """Nothing to say of the choice."""
@@ -85,15 +92,11 @@ class TensorRt:
 
     def provenance(self) -> dict[str, str | int]:
         """What a measurement here depends on."""
-        copies = ", with copies" if self._include_copies else ""
-        return device_provenance(self._index) | {
-            "runtime": self.name,
-            "runtime_version": self._trt.__version__,
-            "provider": f"CUDA graphs{copies}",
-            "precision": self.precision,
-            "batch_size": self.batch_size,
-            "expected_step": CHANNEL_STEPS[self.precision],
-        }
+        return runtime_provenance(
+            self._index, runtime=self.name, version=self._trt.__version__, provider="CUDA graphs",
+            precision=self.precision, batch_size=self.batch_size,
+            include_copies=self._include_copies,
+        )  # fmt: skip
 
     @contextmanager
     def open(self, model: bytes | Path) -> Iterator[Runner]:
@@ -129,15 +132,34 @@ class TensorRt:
         The profiler puts an event between layers, so their sum is above the network's latency.
         """
         content = _content(model)
-        execution = self._execution(content, layer=False)
-        reported, runs = execution.profiled(PROFILED_RUNS)
+        profile = self._profile(content, PROFILED_RUNS, layer=False)
+        names = dict.fromkeys(name for run in profile.runs for name in run)
         graph = onnx.load_from_string(content).graph
         return attribute(
-            [(name, ms / runs) for name, ms in reported.items()],
-            nodes=[n.name for n in graph.node],
+            [
+                (name, sum(run.get(name, 0.0) for run in profile.runs) / PROFILED_RUNS)
+                for name in names
+            ],
+            nodes=node_names(graph),
             layers=supported_layers(content),
-            metadata=execution.metadata(),
+            metadata=profile.metadata,
         )
+
+    def pack_rounds(self, packed: Path) -> list[Round]:
+        """A round of each layer in a pack (``packing.pack_models``), built as one engine.
+
+        Raises:
+            PackingRefused: layers are better timed one by one here.
+        """
+        return self._packs.rounds(packed.read_bytes())
+
+    def _profile(self, model: bytes, runs: int, layer: bool = True) -> Profile:
+        execution = self._execution(model, layer)
+        return Profile(execution.profiled(runs), execution.metadata())
+
+    def _layer_ms(self, model: bytes) -> float:
+        with self.open_layer(model) as runner:
+            return runner.take_round(SamplePlan(sample_ms=2.0, samples=5, warmup_ms=5.0)).median_ms
 
     def _execution(self, model: bytes | Path, layer: bool) -> Execution:
         kind = "layer" if layer else "network"
@@ -235,16 +257,18 @@ class Execution:
         """(device, pinned host) pairs."""
         return _pinned(self.outputs)
 
-    def profiled(self, runs: int) -> tuple[dict[str, float], int]:
-        """(total ms by the runtime's layer name, runs), after a warm-up."""
-        totals: dict[str, float] = {}
-        self.run()
+    def profiled(self, runs: int) -> list[dict[str, float]]:
+        """ms by the runtime's layer name, for each of so many runs after a warm-up."""
+        for _ in range(WARMUP_RUNS):
+            self.run()
         self._stream.synchronize()
-        self._context.profiler = _collector(self._trt, totals)
+        collected: list[dict[str, float]] = []
+        self._context.profiler = _collector(self._trt, collected)
         for _ in range(runs):
+            collected.append({})
             self.run()
             self._stream.synchronize()
-        return totals, runs
+        return collected
 
     def metadata(self) -> dict[str, str]:
         """What the engine tells of each of its layers: the ONNX names behind a fused one."""
@@ -254,13 +278,15 @@ class Execution:
         return {x["Name"]: x.get("Metadata", "") for x in layers if isinstance(x, dict)}
 
 
-def _collector(trt: Any, totals: dict[str, float]) -> Any:
+def _collector(trt: Any, runs: list[dict[str, float]]) -> Any:
+    """A profiler that adds to the last of ``runs``."""
+
     class Collector(trt.IProfiler):
         def __init__(self) -> None:
             trt.IProfiler.__init__(self)
 
         def report_layer_time(self, layer_name: str, ms: float) -> None:
-            totals[layer_name] = totals.get(layer_name, 0.0) + ms
+            runs[-1][layer_name] = runs[-1].get(layer_name, 0.0) + ms
 
     return Collector()
 

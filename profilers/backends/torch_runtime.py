@@ -6,7 +6,6 @@ compared across runtimes.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +22,11 @@ from profilers.backends.cuda_clock import (
     captured,
     with_copies,
 )
-from profilers.backends.cuda_device import check_cuda, cuda_index, device_provenance
+from profilers.backends.cuda_device import check_cuda, cuda_index, runtime_provenance
+from profilers.backends.kept import KeptModels, card_is_full, release_cached_memory
 from profilers.backends.model_files import model_key
 from profilers.backends.onnx_torch import OnnxModule
 from profilers.errors import BackendUnavailable
-from profilers.precision import CHANNEL_STEPS
 from profilers.timing import Runner
 
 MODES = {
@@ -37,14 +36,12 @@ MODES = {
     "torch-autocast": "autocast, CUDA graphs",
 }
 """How each of the backends' names runs a model."""
-
-KEEP_FREE = 0.4
-"""Part of the card's memory that models kept ready must leave free."""
-MOST_KEPT = 512
+CPU_MODES = {"torch-eager": "eager", "torch-compile": "torch.compile"}
+"""The same on the CPU."""
 
 
 class TorchRuntime:
-    """PyTorch on a CUDA device (or, eagerly, on the CPU).
+    """PyTorch on a CUDA device (or, eagerly or compiled, on the CPU).
 
     Models stay ready after they are closed, as far as the card's memory allows: opening the same
     model for its next round is then free.
@@ -76,13 +73,16 @@ class TorchRuntime:
         if self._on_cuda:
             check_cuda(device)
             torch.cuda.set_device(cuda_index(device))
-        elif mode != "torch-eager" or precision != "fp32":
+            # Shapes are fixed, so cuDNN's fastest algorithm is looked for, as a deployment would.
+            torch.backends.cudnn.benchmark = True
+        elif mode not in CPU_MODES or precision != "fp32":
             raise BackendUnavailable(
-                f"{mode} at {precision} is not there on the CPU; use torch-eager at fp32"
+                f"{mode} at {precision} is not there on the CPU; use {' or '.join(CPU_MODES)} "
+                "at fp32"
             )
         self._device = torch.device(device)
         self._include_copies = include_copies
-        self._kept: OrderedDict[str, Callable[[], object]] = OrderedDict()
+        self._kept = self._keeping()
         self._stream = torch.cuda.Stream() if self._on_cuda else None
 
     @property
@@ -100,26 +100,23 @@ class TorchRuntime:
 
     def provenance(self) -> dict[str, str | int]:
         """What a measurement here depends on."""
-        provider = MODES[self.name] if self._on_cuda else "eager"
-        provider += ", channels-last" + (", with copies" if self._include_copies else "")
+        modes = MODES if self._on_cuda else CPU_MODES
+        provider = f"{modes[self.name]}, channels-last"
         if self._on_cuda:
-            where = device_provenance(cuda_index(str(self._device)))
-        else:
-            from profilers.backends.onnxruntime_cpu import cpu_identity
+            return runtime_provenance(
+                cuda_index(str(self._device)), runtime=self.name, version=torch.__version__,
+                provider=provider, precision=self.precision, batch_size=self.batch_size,
+                include_copies=self._include_copies,
+            )  # fmt: skip
+        from profilers.backends.onnxruntime_cpu import cpu_identity
 
-            name, features = cpu_identity()
-            where = {
-                "device": name, "cpu_features": features, "driver": "none",
-                "threads": torch.get_num_threads(),
-            }  # fmt: skip
-        return where | {
-            "runtime": self.name,
-            "runtime_version": torch.__version__,
-            "provider": provider,
-            "precision": self.precision,
-            "batch_size": self.batch_size,
-            "expected_step": CHANNEL_STEPS[self.precision] if self._on_cuda else 1,
-        }
+        name, features = cpu_identity()
+        return {
+            "device": name, "cpu_features": features, "driver": "none",
+            "threads": torch.get_num_threads(), "runtime": self.name,
+            "runtime_version": torch.__version__, "provider": provider,
+            "precision": self.precision, "batch_size": self.batch_size, "expected_step": 1,
+        }  # fmt: skip
 
     @contextmanager
     def open(self, model: bytes | Path) -> Iterator[Runner]:
@@ -145,25 +142,14 @@ class TorchRuntime:
 
     def _runner(self, model: bytes | Path, repeats: int) -> Runner:
         key = f"{repeats} {model_key(model)}"
-        if key not in self._kept:
-            self._make_room()
-            self._kept[key] = self._prepared(_loaded(model), repeats)
-        self._kept.move_to_end(key)
+        call = self._kept.get(key, lambda: self._prepared(_loaded(model), repeats))
         clock = HostClock() if self._stream is None else EventClock(self._stream)
-        return DeviceRunner(self._kept[key], clock, repeats)
+        return DeviceRunner(call, clock, repeats)
 
-    def _make_room(self) -> None:
-        """Let go of the models that were not used for the longest time."""
-        while self._kept and (len(self._kept) >= MOST_KEPT or self._is_full()):
-            self._kept.popitem(last=False)
-            if self._on_cuda:
-                torch.cuda.empty_cache()
-
-    def _is_full(self) -> bool:
-        if not self._on_cuda:
-            return False
-        free, total = torch.cuda.mem_get_info()
-        return free < KEEP_FREE * total
+    def _keeping(self) -> KeptModels[Callable[[], object]]:
+        if self._on_cuda:
+            return KeptModels(card_is_full, release_cached_memory)
+        return KeptModels(lambda: False, lambda: None)
 
     def _prepared(self, model: onnx.ModelProto, repeats: int) -> Callable[[], object]:
         module, shapes = self._module(model)
@@ -172,8 +158,11 @@ class TorchRuntime:
         inputs = [self._placed(host) for host in hosts]
         call: Callable[..., torch.Tensor] = module
         if self.name == "torch-compile":
-            # Inductor's own CUDA graphs would copy the inputs; the graph is captured here instead.
-            call = torch.compile(module, dynamic=False, mode="max-autotune-no-cudagraphs")
+            # Modules share their code: after some recompilations of it PyTorch would run them
+            # eagerly. Earlier ones need not be compiled again, they are CUDA graphs (on the CPU
+            # they are, at their next call). Inductor's own graphs would copy the inputs.
+            torch.compiler.reset()
+            call = torch.compile(module, dynamic=False, fullgraph=True)
 
         def run() -> torch.Tensor:
             with torch.inference_mode(), self._autocast():

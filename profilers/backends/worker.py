@@ -5,8 +5,8 @@ run (1.5 to 1.7 times the latency was seen), so measuring happens in one of its 
 
 Protocol: one JSON object a line on standard input and output. The first line in is the backend's
 arguments; then ``{"describe": true}``, ``{"open": path, "layer": bool}``, ``{"round": plan}``,
-``{"loops": n}``, ``{"close": true}``, ``{"outputs": path, "inputs": path, "to": path}`` and
-``{"layer_times": path}`` in any sensible order, each answered by one line.
+``{"loops": n}``, ``{"close": true}``, ``{"outputs": path, "inputs": path, "to": path}``,
+``{"layer_times": path}`` and ``{"pack": path}`` in any sensible order, each answered by one line.
 """
 
 from __future__ import annotations
@@ -103,6 +103,8 @@ class Server:
             np.save(request["to"], found)
         elif "layer_times" in request:
             return {"times": self._layer_times(Path(request["layer_times"]))}
+        elif "pack" in request:
+            return self._pack_rounds(Path(request["pack"]))
         return {}
 
     def _describe(self) -> dict[str, Any]:
@@ -115,8 +117,18 @@ class Server:
         return {
             "provenance": self._backend.provenance(),
             "layers_pay_call": self._backend.layers_pay_call,
+            "notes": list(self._backend.notes()),
             "uuid": uuid,
         }
+
+    def _pack_rounds(self, packed: Path) -> dict[str, Any]:
+        from profilers.backends.tensorrt_packs import PackingRefused
+
+        try:
+            rounds = self._backend.pack_rounds(packed)
+        except PackingRefused as refused:
+            return {"refused": str(refused)}
+        return {"rounds": [dataclasses.asdict(taken) for taken in rounds]}
 
     def _layer_times(self, model: Path) -> dict[str, Any]:
         from profilers.errors import BackendUnavailable
