@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 class Residual(nn.Module):
