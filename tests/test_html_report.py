@@ -312,8 +312,9 @@ def test_met_is_shown_as_the_run_says(tmp_path: Path):
         (None, 14.32, "Target met"),
     )
     for met, measured_ms, badge in cases:
-        result = fake_result() | {"met": met}
-        result["pruned"]["measured_ms"] = measured_ms
+        result = fake_result()
+        pruned = result["pruned"] | {"measured_ms": measured_ms}
+        result = result | {"met": met, "pruned": pruned}
         page = write_run_report(write_run(tmp_path / "run", result))
         assert badge in read_page(page).words
 
