@@ -312,7 +312,8 @@ def test_met_is_shown_as_the_run_says(tmp_path: Path):
         (None, 14.32, "Target met"),
     )
     for met, measured_ms, badge in cases:
-        result = fake_result() | {"met": met}
+        result = fake_result()
+        result["met"] = met
         result["pruned"]["measured_ms"] = measured_ms
         page = write_run_report(write_run(tmp_path / "run", result))
         assert badge in read_page(page).words
