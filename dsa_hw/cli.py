@@ -145,8 +145,8 @@ def _explain(message: str, config_class: type, argv: Sequence[str] | None) -> st
     """A parser's message in one line, with the nearest known option for an unknown one."""
     known = [f.name for f in _fields(config_class)]
     unknown = re.search(r"(?:Option|Key) '([^']+)' is not accepted", message)
-    if unknown is None and "unrecognized arguments" in message:
-        unknown = re.search(r"unrecognized arguments: -*([^ =]+)", message)
+    if unknown is None:  # jsonargparse up to 4.46 writes it with a capital
+        unknown = re.search(r"unrecognized arguments: -*([^ =]+)", message, re.IGNORECASE)
     if unknown is not None:
         key = unknown[1]
         near = difflib.get_close_matches(key.replace("-", "_"), known, n=1)

@@ -176,6 +176,18 @@ def test_unfinished_and_unreachable_are_named(tmp_path: Path) -> None:
     assert "no widths within 1 ms" in words
 
 
+@pytest.mark.parametrize("left", [["dsa-latency", "uniform"], ["uniform", "dsa-flops"]])
+def test_one_budget_alone_is_drawn_as_that_one(left: list[str], tmp_path: Path) -> None:
+    result = fake_comparison()
+    for name, key in (("methods", "name"), ("rows", "method"), ("cells", "method")):
+        result[name] = [item for item in result[name] if item[key] in left]
+    result["gains"] = []
+    page = write_comparison_report(write_sweep(tmp_path / "s", result)).read_text(encoding="utf-8")
+    figure = page.partition('<section id="keep"')[2].partition("</section>")[0]
+    for name in ("dsa-latency", "dsa-flops"):
+        assert (f">{METHODS[name]}</text>" in figure) == (name in left)
+
+
 def test_nothing_finished_draws_nothing(tmp_path: Path) -> None:
     result = fake_comparison() | {"rows": [], "gains": [], "cells": [], "networks": [],
                                   "staircases": []}  # fmt: skip

@@ -48,7 +48,7 @@ def launch(argv: list[str]) -> subprocess.CompletedProcess[str]:
         "--main_process_port", str(free_port()), str(here / "fake_prune.py"), *argv,
     ]  # fmt: skip
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=240, check=False,
+        command, capture_output=True, text=True, timeout=500, check=False,
         env=known | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 

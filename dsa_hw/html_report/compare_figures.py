@@ -128,9 +128,10 @@ def keep_drawing(record: ComparisonRecord, names: Sequence[str]) -> Drawing:
             axes.set_title(f"target {target}")
         panels[0].set_yticks(shown, [shorten(names[g], 26) for g in shown])
         panels[0].set_ylim(len(shown) - 0.5, -0.5)
-        handles, _ = panels[0].get_legend_handles_labels()
-        titles = [record.title_of(m) for m in (LATENCY_DSA, FLOPS_DSA)]
-        figure.legend(handles, titles, loc="outside upper left", ncols=2)
+        keys = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in panels]
+        found = {method: handle for key in keys for handle, method in key}
+        titles = [record.title_of(method) for method in found]
+        figure.legend(found.values(), titles, loc="outside upper left", ncols=2)
 
     return draw_svg("keep", said, (WIDTH_IN, 1.25 + 0.25 * len(shown)), draw)
 
