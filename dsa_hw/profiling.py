@@ -14,7 +14,7 @@ from dsa_hw.deployed import DeployedGraph
 from dsa_hw.latency_model import LatencyModel, table_requests
 from profilers.backends import Backend
 from profilers.collect import Collected, Request, collect
-from profilers.errors import MissingMeasurement
+from profilers.errors import MeasuringStopped, MissingMeasurement
 from profilers.steps import canonical_layers, find_steps, sweep_keys, sweep_requests
 from profilers.table import LatencyTable, NetworkKey
 
@@ -56,17 +56,32 @@ def profile_network(
     rounds: int = 4,
     seed: int = 0,
     on_progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> ProfiledNetwork:
     """Measure steps, layers and whole networks where the table lacks them, and calibrate.
 
     Args:
         networks: whole networks of random widths for calibration, the dense one included.
         rounds: of each layer; networks and the sweeps for steps get twice as many.
+        stop: once it says so no more rounds are taken. One round of everything, and of
+            ``LEAST_NETWORKS`` whole networks, gives a latency model already.
+
+    Raises:
+        MeasuringStopped: ``stop`` said so before that; the same call goes on from there.
     """
 
     def measure(what: str, requests: list[Request], rounds: int) -> Collected:
         report = None if on_progress is None else functools.partial(on_progress, what)
-        return collect(table, backend, requests, rounds=rounds, seed=seed, on_progress=report)
+        collected = collect(
+            table, backend, requests, rounds=rounds, seed=seed, on_progress=report, stop=stop
+        )
+        there = sum(r.key in table for r in requests)
+        if there < (min(LEAST_NETWORKS, len(requests)) if what == "networks" else len(requests)):
+            raise MeasuringStopped(
+                f"{there} of {len(requests)} {what} were measured when the time was over; the "
+                "same command goes on from there"
+            )
+        return collected
 
     specs = [layer.spec for layer in graph.layers]
     parts = [measure("steps", sweep_requests(specs), 2 * rounds)]
@@ -128,4 +143,5 @@ def _sum(parts: list[Collected]) -> Collected:
         reused=sum(p.reused for p in parts),
         unstable=sum(p.unstable for p in parts),
         seconds=sum(p.seconds for p in parts),
+        left=sum(p.left for p in parts),
     )
