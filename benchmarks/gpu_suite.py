@@ -2,10 +2,11 @@
 
 ``python -m benchmarks.gpu_suite [--device cuda:0] [--out DIR] [--minutes 8]``
 
-Each part is guarded: one that fails is reported with its error, and the others go on. What is
-done is kept in the folder, so the same command again goes on with what is left or failed. Parts
-are in order of worth; those that the minutes do not reach are named. ``--device cpu`` runs the
-same parts on a tiny network, to exercise them where there is no GPU: its figures mean nothing.
+Parts are in order of worth, each with a time of its own; measuring stops with it and says so. One
+that fails is reported with its error, and the others go on. What a part finds is kept in the
+folder as soon as it exists, so the same command again goes on with what is left; with
+``--minutes 0`` it only prints the table. ``--device cpu`` runs the same parts on a tiny network,
+to exercise them where there is no GPU: its figures mean nothing. See docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import functools
 import json
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +27,17 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks import harness
+from benchmarks.guarded_parts import (
+    Deadline,
+    Figures,
+    NotHere,
+    OutOfTime,
+    Part,
+    run_parts,
+    write_json,
+)
 from dsa_hw.budgets import FlopsBudget, LatencyBudget, count, flops_budget
-from dsa_hw.closed_loop import allocate
+from dsa_hw.closed_loop import Timed, allocate
 from dsa_hw.config import Precision, ProfileConfig
 from dsa_hw.console import Progress
 from dsa_hw.coupling import find_coupling
@@ -41,15 +50,18 @@ from dsa_hw.search import DSAPruner, SearchSettings
 from dsa_hw.validation import loop_measure, time_networks
 from profilers.backends import Backend, open_backend
 from profilers.backends.isolated import Isolated
-from profilers.errors import BackendUnavailable
+from profilers.errors import BackendUnavailable, MeasuringStopped
 from profilers.steps import canonical_layers, sweep_keys
-from profilers.table import LatencyTable
+from profilers.table import LatencyTable, NetworkKey
 from profilers.timing import ratio
 
 NAME = "gpu_suite"
-STATE_FILE = "state.json"
-
-Figures = dict[str, Any]
+BUDGET_S = {
+    "table": 150.0, "prune": 60.0, "flops": 45.0, "energy": 30.0, "overhead": 75.0, "quick": 20.0,
+    "dense": 60.0, "other table": 90.0,
+}  # fmt: skip
+"""The most time of each kind of part. The parts before the other tables have 8.5 minutes at most
+and take about 6; each of the other tables goes on where it was stopped."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +105,6 @@ ON_CPU = Scale(
 )  # fmt: skip
 
 
-class NotHere(Exception):
-    """A part that cannot be run on this machine; the message says why. It is no failure."""
-
-
 @dataclass(frozen=True)
 class Profiled:
     """A network on a backend, measured."""
@@ -108,6 +116,7 @@ class Profiled:
     latency: CalibratedModel
     seconds: float
     entries: int
+    left: int
 
 
 class Suite:
@@ -118,38 +127,60 @@ class Suite:
         self._opened: dict[tuple[str | None, int], Backend] = {}
         self._profiled: dict[tuple[str, int, str | None], Profiled] = {}
         self._networks: dict[tuple[str, int], tuple[nn.Module, DeployedGraph]] = {}
+        self._absent: dict[str | None, str] = {}
 
-    def parts(self) -> dict[str, Callable[[], Figures]]:
+    def parts(self) -> dict[str, Part]:
         """By name, in order of worth; ``best`` is the backend that the device gets by itself."""
         scale, first = self.scale, self.scale.models[0]
         batch = scale.batches[0]
-        parts: dict[str, Callable[[], Figures]] = {
-            f"table {first} b{batch} best": functools.partial(self.table, first, batch, None)
-        }
+
+        def part(kind: str, run: Callable[..., Figures], *arguments: Any) -> Part:
+            return Part(functools.partial(run, *arguments), BUDGET_S[kind])
+
+        parts = {f"table {first} b{batch} best": part("table", self.table, first, batch, None)}
         for target in scale.targets:
-            parts[f"prune {first} to {target:.0%}"] = functools.partial(self.prune, target)
-        parts["flops against latency"] = self.flops_against_latency
-        parts["energy"] = self.energy
-        parts["step overhead"] = self.step_overhead
-        parts["staircases"] = self.staircases
-        parts["layers inside the network"] = self.layers_inside
+            parts[f"prune {first} to {target:.0%}"] = part("prune", self.prune, target)
+        parts["flops against latency"] = part("flops", self.flops_against_latency)
+        parts["energy"] = part("energy", self.energy)
+        parts["staircases"] = part("quick", self.staircases)
+        parts["step overhead"] = part("overhead", self.step_overhead)
+        for name in scale.backends:
+            parts[f"dense on {name}"] = part("dense", self.dense_on, name)
+        parts["layers inside the network"] = part("quick", self.layers_inside)
         for name in (None, *scale.backends):
             for size in scale.batches:
                 for model in scale.models:
                     title = f"table {model} b{size} {name or 'best'}"
-                    parts.setdefault(title, functools.partial(self.table, model, size, name))
+                    own = part("other table", self.table, model, size, name)
+                    parts.setdefault(title, own)
         return parts
+
+    def interrupt(self) -> None:
+        """End the worker processes: what waits for them fails, and the next question starts new
+        ones. For another thread, when a part does not come back."""
+        for backend in self._opened.values():
+            if isinstance(backend, Isolated):
+                backend.interrupt()
 
     # -- parts -----------------------------------------------------------------------------
 
-    def table(self, model: str, batch: int, backend: str | None) -> Figures:
+    def table(self, model: str, batch: int, backend: str | None, deadline: Deadline) -> Figures:
         """Profile a network; held-out error of predicted against measured over whole networks."""
-        found = self._profile(model, batch, backend)
+        found = self._profile(model, batch, backend, deadline)
+        figures = self._table_figures(found)
+        if (model, batch, backend) != (self.scale.models[0], self.scale.batches[0], None):
+            self._release(backend, batch)
+        return figures
+
+    def _table_figures(self, found: Profiled) -> Figures:
         calibration = found.latency.calibration
-        dense = max(calibration.points, key=lambda p: sum(p.widths))
+        dense = next(p for p in calibration.points if p.widths == found.graph.dense_widths)
+        early = f"; stopped early, {found.left} rounds left" if found.left else ""
         return {
             "summary": f"{dense.measured_ms:.4g} ms dense, held-out error "
-            f"{calibration.heldout_mape_pct:.2f}% (max {calibration.heldout_max_pct:.2f}%)",
+            f"{calibration.heldout_mape_pct:.2f}% (max {calibration.heldout_max_pct:.2f}%) over "
+            f"{len(calibration.points)} networks{early}",
+            "left": found.left,
             "backend": found.backend.name,
             "dense_ms": dense.measured_ms,
             "dense_ci95_ms": list(dense.ci95_ms),
@@ -168,11 +199,34 @@ class Suite:
             "provenance": found.backend.provenance(),
         }  # fmt: skip
 
-    def prune(self, target: float) -> Figures:
+    def dense_on(self, name: str, deadline: Deadline) -> Figures:
+        """Latency of the dense networks on one backend, without a table."""
+        figures: Figures = {}
+        for size in self.scale.batches:
+            backend = self.backend(name, size)
+            for model in self.scale.models:
+                deadline.check(f"{model} at batch {size}")
+                _, graph = self._network(self._config(model, size))
+                timed = time_networks(
+                    backend, {"dense": graph.resized(graph.dense_widths)},
+                    time_limit_s=min(self.scale.measure_s, deadline.left_s()),
+                )["dense"]  # fmt: skip
+                figures[f"{model} b{size}"] = {
+                    "ms": timed.median_ms, "ci95_ms": list(timed.ci95_ms),
+                    "warning": timed.warning,
+                }  # fmt: skip
+            figures["provenance"] = backend.provenance()
+            figures.setdefault("notes", list(backend.notes()))
+            self._release(name, size)
+        pairs = [f"{k} {v['ms']:.4g} ms" for k, v in figures.items() if " b" in k]
+        return {"summary": ", ".join(pairs)} | figures
+
+    def prune(self, target: float, deadline: Deadline) -> Figures:
         """To a part of the dense latency, by the closed loop; measured once more at the end."""
-        found = self._first()
-        widths, rounds = self._allocated(found, target)
-        timed = self._timed(found, {"dense": found.graph.dense_widths, "pruned": widths})
+        found = self._first(deadline)
+        widths, rounds = self._allocated(found, target, deadline)
+        networks = {"dense": found.graph.dense_widths, "pruned": widths}
+        timed = self._timed(found, networks, deadline)
         value, interval = ratio(timed["pruned"], timed["dense"])
         return {
             "summary": f"{timed['pruned'].median_ms:.4g} ms, {value / target:.3f} of the target, "
@@ -189,10 +243,10 @@ class Suite:
             "widths": [int(w) for w in widths],
         }  # fmt: skip
 
-    def flops_against_latency(self) -> Figures:
+    def flops_against_latency(self, deadline: Deadline) -> Figures:
         """Networks of equal FLOPs: chosen for latency, for FLOPs, and of one keep ratio."""
-        found, target = self._first(), self.scale.targets[len(self.scale.targets) // 2]
-        by_latency, _ = self._allocated(found, target)
+        found, target = self._first(deadline), self.scale.targets[len(self.scale.targets) // 2]
+        by_latency, _ = self._allocated(found, target, deadline)
         share = _flops(found.graph, by_latency) / _flops(found.graph, found.graph.dense_widths)
         step = max(found.latency.steps.values())
         budget, choices = FlopsBudget(share, step).bind(found.graph)
@@ -202,7 +256,7 @@ class Suite:
             "dense": found.graph.dense_widths, "latency": by_latency, "flops": by_flops,
             "uniform": uniform,
         }  # fmt: skip
-        timed = self._timed(found, networks)
+        timed = self._timed(found, networks, deadline)
         dense_flops = _flops(found.graph, found.graph.dense_widths)
         figures: Figures = {
             name: {
@@ -217,13 +271,13 @@ class Suite:
         pairs = ", ".join(f"{name} {value:.3f}" for name, value in found_ratios.items())
         return {"summary": f"at {share:.0%} of the FLOPs, latency left: {pairs}"} | figures
 
-    def energy(self) -> Figures:
+    def energy(self, deadline: Deadline) -> Figures:
         """Millijoules of the card a run, dense and at the middle target."""
-        found = self._first()
+        found = self._first(deadline)
         if not isinstance(found.backend, Isolated):
             raise NotHere("energy is counted by NVIDIA cards")
         target = self.scale.targets[len(self.scale.targets) // 2]
-        widths, _ = self._allocated(found, target)
+        widths, _ = self._allocated(found, target, deadline)
         dense = found.backend.energy_mj(found.graph.resized(found.graph.dense_widths))
         pruned = found.backend.energy_mj(found.graph.resized(widths))
         if dense is None or pruned is None:
@@ -234,9 +288,10 @@ class Suite:
             "pruned_mj": pruned,
         }
 
-    def step_overhead(self) -> Figures:
+    def step_overhead(self, deadline: Deadline) -> Figures:
         """A training step with DSA over one without, masks live; both on the same batch."""
-        plain_ms, dsa_ms = self._step_ms(False), self._step_ms(True)
+        found = self._first(deadline)
+        plain_ms, dsa_ms = self._step_ms(found, False), self._step_ms(found, True)
         return {
             "summary": f"{plain_ms:.3g} ms a training step, {dsa_ms / plain_ms:.3f} times with DSA",
             "plain_ms": plain_ms,
@@ -244,9 +299,9 @@ class Suite:
             "ratio": dsa_ms / plain_ms,
         }
 
-    def staircases(self) -> Figures:
+    def staircases(self, deadline: Deadline) -> Figures:
         """The sweeps from which the steps were found, one a kind of layer."""
-        found = self._first()
+        found = self._first(deadline)
         layers = canonical_layers(layer.spec for layer in found.graph.layers)
         curves = {
             kind: [[k.cout, found.table.measurement(k).median_ms] for k in sweep_keys(spec)]
@@ -255,9 +310,9 @@ class Suite:
         steps = ", ".join(f"{kind} {step}" for kind, step in found.latency.steps.items())
         return {"summary": f"steps: {steps}", "steps": found.latency.steps, "ms_by_width": curves}
 
-    def layers_inside(self) -> Figures:
+    def layers_inside(self, deadline: Deadline) -> Figures:
         """Each layer's time inside the network by the runtime's profiler, where it has one."""
-        found = self._first()
+        found = self._first(deadline)
         if not isinstance(found.backend, Isolated) or not found.backend.name.startswith("tensorrt"):
             raise NotHere("only tensorrt and tensorrt-rtx profile the layers of a network")
         times = found.backend.layer_times(found.graph.resized(found.graph.dense_widths))
@@ -277,6 +332,8 @@ class Suite:
         Raises:
             NotHere: the runtime does not run on this machine.
         """
+        if name in self._absent:
+            raise NotHere(self._absent[name])
         if (name, batch) not in self._opened:
             try:
                 opened = open_backend(
@@ -285,33 +342,56 @@ class Suite:
             except BackendUnavailable as error:
                 if name is None:
                     raise
+                self._absent[name] = str(error)
                 raise NotHere(str(error)) from error
             self._opened[name, batch] = opened
         return self._opened[name, batch]
 
-    def _first(self) -> Profiled:
-        return self._profile(self.scale.models[0], self.scale.batches[0], None)
+    def _release(self, name: str | None, batch: int) -> None:
+        """End a backend's process: the next one must have the card to itself."""
+        backend = self._opened.pop((name, batch), None)
+        for key in [k for k in self._profiled if k[1:] == (batch, name)]:
+            del self._profiled[key]
+        if isinstance(backend, Isolated):
+            backend.close()
 
-    def _profile(self, model: str, batch: int, name: str | None) -> Profiled:
-        if (model, batch, name) in self._profiled:
-            return self._profiled[model, batch, name]
+    def _first(self, deadline: Deadline) -> Profiled:
+        return self._profile(self.scale.models[0], self.scale.batches[0], None, deadline)
+
+    def _config(self, model: str, batch: int, table: str | None = None) -> ProfileConfig:
+        return ProfileConfig(
+            device=self.device, precision=self.scale.precision, batch_size=batch, model=model,
+            table=table,
+        )  # fmt: skip
+
+    def _profile(self, model: str, batch: int, name: str | None, deadline: Deadline) -> Profiled:
+        """Measured as far as the time goes; goes on from the table's file.
+
+        Raises:
+            OutOfTime: not far enough for a latency model.
+        """
+        kept = self._profiled.get((model, batch, name))
+        if kept is not None and (kept.left == 0 or deadline.over()):
+            return kept
         backend = self.backend(name, batch)
         slug = f"{backend.name}-{self.scale.precision}-b{batch}.jsonl"
-        config = ProfileConfig(
-            device=self.device, precision=self.scale.precision, batch_size=batch, model=model,
-            table=str(self.folder / "tables" / slug),
-        )  # fmt: skip
+        config = self._config(model, batch, str(self.folder / "tables" / slug))
         network, graph = self._network(config)
         started = time.perf_counter()
         table = configured_table(config, backend)
-        profiled = profile_network(
-            graph, backend, table, networks=self.scale.networks, rounds=self.scale.rounds,
-            on_progress=self.progress,
-        )  # fmt: skip
-        seconds = time.perf_counter() - started
+        try:
+            profiled = profile_network(
+                graph, backend, table, networks=self.scale.networks, rounds=self.scale.rounds,
+                on_progress=self.progress, stop=deadline.over,
+            )  # fmt: skip
+        except MeasuringStopped as error:
+            raise OutOfTime(str(error)) from error
+        if NetworkKey(graph.digest, tuple(graph.dense_widths)) not in table:
+            raise OutOfTime("the dense network was not measured in time; the same command goes on")
         found = Profiled(
-            network, graph, backend, table, profiled.latency, seconds, len(table.rounds)
-        )
+            network, graph, backend, table, profiled.latency, time.perf_counter() - started,
+            len(table.rounds), profiled.collected.left,
+        )  # fmt: skip
         self._profiled[model, batch, name] = found
         return found
 
@@ -325,7 +405,9 @@ class Suite:
             self._networks[key] = network, graph
         return self._networks[key]
 
-    def _allocated(self, found: Profiled, target: float) -> tuple[np.ndarray, list[Figures]]:
+    def _allocated(
+        self, found: Profiled, target: float, deadline: Deadline
+    ) -> tuple[np.ndarray, list[Figures]]:
         """Widths at a part of the dense latency (kept for the parts that share it)."""
         path = self.folder / f"widths-{target:g}.json"
         if path.is_file():
@@ -335,25 +417,31 @@ class Suite:
             torch.as_tensor(found.latency.choices.dense, dtype=torch.float32)
         ))  # fmt: skip
         budget, choices = LatencyBudget(found.table, target * dense_ms).bind(found.graph)
-        measure = loop_measure(
-            found.graph, found.backend, target_ms=None, target_ratio=target,
-            time_limit_s=self.scale.measure_s,
-        )  # fmt: skip
+
+        def measure(widths: np.ndarray) -> Timed:
+            deadline.check("another round of the closed loop")
+            time_limit_s = min(self.scale.measure_s, deadline.left_s())
+            return loop_measure(
+                found.graph, found.backend, target_ms=None, target_ratio=target,
+                time_limit_s=time_limit_s,
+            )(widths)  # fmt: skip
+
         allocation = allocate(choices, _values(found, choices), [budget], measure)
         rounds = [
             {"predicted_ms": r.predicted_ms, "measured_ms": r.timed.measured_ms,
              "target_ms": r.timed.target_ms, "correction": r.correction}
             for r in allocation.rounds
         ]  # fmt: skip
-        _write(path, {"widths": allocation.widths.tolist(), "rounds": rounds})
+        write_json(path, {"widths": allocation.widths.tolist(), "rounds": rounds})
         return allocation.widths, rounds
 
-    def _timed(self, found: Profiled, networks: dict[str, Any]):
+    def _timed(self, found: Profiled, networks: dict[str, Any], deadline: Deadline):
         models: dict[str, bytes | Path] = {n: found.graph.resized(w) for n, w in networks.items()}
-        return time_networks(found.backend, models, time_limit_s=2 * self.scale.measure_s)
+        time_limit_s = min(2 * self.scale.measure_s, deadline.left_s())
+        return time_networks(found.backend, models, time_limit_s=time_limit_s)
 
-    def _step_ms(self, with_dsa: bool) -> float:
-        scale, found = self.scale, self._first()
+    def _step_ms(self, found: Profiled, with_dsa: bool) -> float:
+        scale = self.scale
         config = ProfileConfig(model=scale.models[0], batch_size=scale.step_batch)
         device = torch.device(self.device.split(",")[0])
         model, x = build_model(config).to(device), example_for(config).to(device)
@@ -428,61 +516,6 @@ def _wait(device: torch.device) -> None:
 # -- running ---------------------------------------------------------------------------------
 
 
-def run_parts(
-    parts: dict[str, Callable[[], Figures]],
-    folder: Path,
-    progress: Progress,
-    minutes: float,
-    clock: Callable[[], float] = time.monotonic,
-) -> dict[str, Figures]:
-    """Run what is not done yet; returns every part's record, and keeps it in the folder.
-
-    A record's ``status`` is ``done``, ``failed`` (with the error; tried again next time),
-    ``absent`` (cannot be run here, with the reason) or ``left`` (the minutes were over).
-    """
-    path = folder / STATE_FILE
-    folder.mkdir(parents=True, exist_ok=True)
-    records = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    started = clock()
-    for number, (name, part) in enumerate(parts.items(), start=1):
-        if records.get(name, {}).get("status") in ("done", "absent"):
-            continue
-        if clock() - started > 60 * minutes:
-            records[name] = {"status": "left", "summary": "the minutes were over"}
-        else:
-            progress.say(f"[{number}/{len(parts)}] {name}")
-            records[name] = _guarded(part, clock)
-        _write(path, records)
-    return {name: records[name] for name in parts}
-
-
-def _guarded(part: Callable[[], Figures], clock: Callable[[], float]) -> Figures:
-    began = clock()
-    try:
-        record = {"status": "done"} | part()
-    except NotHere as absent:
-        record = {"status": "absent", "summary": str(absent)}
-    except Exception as error:  # reported in the record, the table and the exit code
-        record = {
-            "status": "failed",
-            "summary": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            "traceback": _without_paths(traceback.format_exc()),
-        }
-    return record | {"took_s": round(clock() - began, 1)}
-
-
-def _without_paths(text: str) -> str:
-    """A traceback without this machine's folders."""
-    root = str(Path(__file__).resolve().parent.parent)
-    return text.replace(root + "/", "").replace(sys.prefix, "PREFIX")
-
-
-def _write(path: Path, content: Figures) -> None:
-    partial = path.with_name(f".{path.name}.new")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
 def _report(records: dict[str, Figures], device: str, out: Path, quick: bool) -> None:
     table = Table(title=f"GPU suite on {device}")
     for column in ("part", "", "result", "s"):
@@ -503,7 +536,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda:0", help="cuda:0, cuda:0,cuda:1, or cpu (tiny)")
     parser.add_argument("--quick", action="store_true", help="one network, one backend")
     parser.add_argument("--out", type=Path, default=Path("runs") / NAME, help="folder for all")
-    parser.add_argument("--minutes", type=float, default=8.0, help="begin no part after these")
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="in all; what is left, the next call does"
+    )
     parser.add_argument("--only", nargs="*", default=None, help="parts whose name contains one")
     options = parser.parse_args(argv)
     scale = ON_CPU if options.device == "cpu" else QUICK if options.quick else FULL
@@ -520,7 +555,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = suite.parts()
     if options.only is not None:
         parts = {n: p for n, p in parts.items() if any(word in n for word in options.only)}
-    records = run_parts(parts, options.out, progress, options.minutes)
+    records = run_parts(
+        parts, options.out, progress.say, options.minutes, interrupt=suite.interrupt
+    )
     _report(records, options.device, options.out, options.quick or options.device == "cpu")
     return 1 if any(r["status"] == "failed" for r in records.values()) else 0
 

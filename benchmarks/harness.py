@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,16 +49,22 @@ def provenance(backend_provenance: dict[str, Any]) -> dict[str, Any]:
     """Where, with what and when figures were measured."""
     import torch
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True, text=True, cwd=Path(__file__).parent, check=False,
-    ).stdout.strip()  # fmt: skip
     return {
         **backend_provenance,
         "torch": torch.__version__,
-        "commit": commit or "unknown",
+        "commit": _commit() or "unknown",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _commit() -> str:
+    """The checkout's commit; empty where there is no git, or no history."""
+    if shutil.which("git") is None:
+        return ""
+    return subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True, text=True, cwd=Path(__file__).parent, check=False,
+    ).stdout.strip()  # fmt: skip
 
 
 def machine() -> dict[str, Any]:

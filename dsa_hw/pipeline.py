@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +85,25 @@ def configured_table(config: DeviceConfig, backend: Backend) -> LatencyTable:
     path = Path(config.table) if config.table else default_path(provenance, TABLE_FOLDER)
     if path.exists():
         return LatencyTable.open(path, provenance, allow=config.allow_mismatch)
-    from importlib.metadata import version
-
     header = provenance | {
         "reference_ms": nominal_reference_ms(backend),
         "call_ms": call_ms(backend),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "dsa_hw_version": version("dsa-hw"),
+        "dsa_hw_version": _own_version(),
         "layers_timed": "as inside a network: batch-norm folded, activation fused, no reorders",
     }
     try:
         return LatencyTable.open(path, header)
     except OSError as error:
         raise UserError(f"cannot write the latency table {path}: {error.strerror}") from error
+
+
+def _own_version() -> str:
+    """The project's version; a checkout that was not installed has none."""
+    try:
+        return version("dsa-hw")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def unknown_operations_warning(graph: DeployedGraph) -> list[str]:

@@ -15,7 +15,7 @@ from dsa_hw.latency_model import LatencyModel, table_requests
 from dsa_hw.refinement import Refinement
 from profilers.backends import Backend
 from profilers.collect import Collected, Request, collect
-from profilers.errors import MissingMeasurement
+from profilers.errors import MeasuringStopped, MissingMeasurement
 from profilers.steps import canonical_layers, find_steps, sweep_keys, sweep_requests
 from profilers.table import LatencyTable, NetworkKey
 
@@ -63,6 +63,7 @@ def profile_network(
     rounds: int = 4,
     seed: int = 0,
     on_progress: Progress | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> ProfiledNetwork:
     """Measure steps, layers and whole networks where the table lacks them, and calibrate.
 
@@ -72,25 +73,48 @@ def profile_network(
     Args:
         networks: whole networks of random widths for calibration, the dense one included.
         rounds: of each layer; the sweeps for steps get twice as many, networks four times.
+        stop: once it says so no more rounds are taken. One round of everything, and of
+            ``LEAST_NETWORKS`` whole networks, gives a latency model already.
+
+    Raises:
+        MeasuringStopped: ``stop`` said so before that; the same call goes on from there.
     """
 
     def measure(what: str, requests: list[Request], rounds: int) -> Collected:
         report = None if on_progress is None else functools.partial(on_progress, what)
-        return collect(table, backend, requests, rounds=rounds, seed=seed, on_progress=report)
+        return collect(
+            table, backend, requests, rounds=rounds, seed=seed, on_progress=report, stop=stop
+        )
+
+    def need(what: str, requests: list[Request], least: int) -> None:
+        there = sum(r.key in table for r in requests)
+        if there < min(least, len(requests)):
+            raise MeasuringStopped(
+                f"{there} of {len(requests)} {what} were measured when the time was over; the "
+                "same command goes on from there"
+            )
 
     specs = [layer.spec for layer in graph.layers]
-    parts = [measure("steps", sweep_requests(specs), 2 * rounds)]
+    sweeps = sweep_requests(specs)
+    parts = [measure("steps", sweeps, 2 * rounds)]
+    need("steps", sweeps, len(sweeps))
     steps = find_steps(table, specs)
     choices = width_choices(graph, steps)
     layers = table_requests(graph, choices, steps)
     keys = calibration_networks(graph, choices, networks, seed)
     whole = [Request(k, lambda w=k.widths: graph.resized(w), NETWORK_SHARE) for k in keys]
     parts.append(measure("layers and networks", layers + whole, rounds))
+    need("layers", layers, len(layers))
+    on_steps = [r for r, k in zip(whole, keys, strict=True) if choices.allow(k.widths)]
+    need("networks", on_steps, LEAST_NETWORKS)
     latency = latency_model(graph, table)
     for _ in range(REFINEMENTS):
         if latency.calibration.heldout_mape_pct <= GOOD_PCT:
             break
-        parts.append(measure("bends", Refinement(latency.model).probes(), rounds))
+        probes = Refinement(latency.model).probes()
+        parts.append(measure("bends", probes, rounds))
+        if any(probe.key not in table for probe in probes):
+            break  # stopped; what there is makes a model
         rows = Refinement(latency.model).rows()
         parts.append(measure("refinement", rows, rounds))
         if not rows:
@@ -119,9 +143,10 @@ def latency_model(graph: DeployedGraph, table: LatencyTable) -> CalibratedModel:
         key for key in table.networks()
         if key.network == graph.digest and graph.can_have(key.widths)
     ]  # fmt: skip
-    if len(networks) < LEAST_NETWORKS:
+    on_steps = sum(choices.allow(key.widths) for key in networks)
+    if on_steps < LEAST_NETWORKS:
         raise MissingMeasurement(
-            f"{table.path} has {len(networks)} whole networks of this model, too few to calibrate "
+            f"{table.path} has {on_steps} whole networks of this model, too few to calibrate "
             f"({LEAST_NETWORKS}); run python -m dsa_hw.profile with this model and --table"
         )
     calibration = calibrate(model, table, networks)
@@ -152,4 +177,5 @@ def _sum(parts: list[Collected]) -> Collected:
         reused=sum(p.reused for p in parts),
         unstable=sum(p.unstable for p in parts),
         seconds=sum(p.seconds for p in parts),
+        left=sum(p.left for p in parts),
     )

@@ -19,3 +19,7 @@ class ProvenanceMismatch(TableError):
 
 class MissingMeasurement(ProfilerError):
     """A layer or a width was never measured, and nothing may be guessed in its place."""
+
+
+class MeasuringStopped(ProfilerError):
+    """The time was over before everything had been measured that is needed; what was is kept."""

@@ -168,6 +168,7 @@ class Watch:
         self._fastest_mhz = 0
         self.dropped: Counter[str] = Counter()
         self.kept_throttled = 0
+        self.kept_in_a_row = 0
         self.most_others = 0
         self.hottest_c: int | None = None
 
@@ -198,6 +199,11 @@ class Watch:
     def drop(self, reasons: Collection[str]) -> None:
         """Count a round that is taken again."""
         self.dropped.update(reasons)
+
+    def keep_throttled(self) -> None:
+        """Count a round that is kept although the card was held back."""
+        self.kept_throttled += 1
+        self.kept_in_a_row += 1
 
     def observations(self) -> tuple[str, ...]:
         """What a user should know of the card during the measurement; empty if it was quiet."""

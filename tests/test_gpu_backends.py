@@ -21,7 +21,7 @@ from conftest import Residual, randomize_norms
 from fake_device import FakeDevice, FakeRunner
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dsa_hw import profile
+from dsa_hw import compare, profile, prune, validate
 from dsa_hw.deployed import export_onnx
 from dsa_hw.search import outputs_of
 from profilers.backends import open_backend, selection
@@ -359,12 +359,39 @@ def test_a_machine_without_cuda_is_one_clear_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (prune, ["--model", "cifar_resnet20", "--target-ratio", "0.5", "--epochs", "0"]),
+        (compare, ["--model", "cifar_resnet20", "--data", "digits", "--target-ratios", "0.5"]),
+        (validate, ["--onnx", "model.onnx"]),
+        (validate, ["--onnx", "model.onnx", "--device", "cuda:0,cuda:1"]),
+    ],
+    ids=["prune", "compare", "validate", "two cards"],
+)
+def test_every_command_says_so_at_once(
+    command: Any, arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(layer_model(CONV, 8, 8))
+    out = [] if command is validate else ["--out", str(tmp_path / "out")]
+    assert command.main(["--device", "cuda:0", *arguments, *out]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "finds no CUDA device" in last
+    assert "--device cpu" in last
+
+
 def test_bad_devices_are_named() -> None:
     for device in ("cuda:x", "cuda0"):
         with pytest.raises(BackendUnavailable, match="unknown device"):
             open_backend(device)
     with pytest.raises(BackendUnavailable, match="twice"):
         open_backend("cuda:0,cuda:0")
+    with pytest.raises(BackendUnavailable, match="unknown device 'cpu,cuda:0'"):
+        open_backend("cpu,cuda:0")
+    with pytest.raises(BackendUnavailable, match="--device cuda:0"):
+        open_backend("cpu", precision="fp16")  # a run on a GPU, validated without naming it
     with pytest.raises(BackendUnavailable, match="needs a CUDA device"):
         open_backend("cpu", backend="tensorrt")
 
@@ -417,7 +444,7 @@ def test_an_exception_of_onnx_runtimes_is_told() -> None:
 def test_both_packages_over_each_other_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     both = [SimpleNamespace(metadata={"Name": n}) for n in ("onnxruntime", "onnxruntime_gpu")]
     monkeypatch.setattr("importlib.metadata.distributions", lambda: both)
-    with pytest.raises(BackendUnavailable, match=r"both installed.*pip uninstall -y onnxruntime"):
+    with pytest.raises(BackendUnavailable, match=r"both installed.*pip uninstall -y"):
         check_provider("CUDAExecutionProvider", onnxruntime)
 
 

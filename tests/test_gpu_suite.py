@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from conftest import Residual
 from fake_device import FakeDevice
 
 from benchmarks import gpu_suite
-from benchmarks.gpu_suite import NotHere, run_parts
+from benchmarks.guarded_parts import STATE_FILE, Deadline, NotHere, OutOfTime, Part, run_parts
 from dsa_hw.console import Progress
+from profilers.backends import open_backend
 from profilers.errors import BackendUnavailable
 
 
@@ -48,7 +50,8 @@ def test_all_parts_run_and_are_written(fake: None, tmp_path: Path, capsys: Any) 
     statuses = {name: record["status"] for name, record in parts.items()}
     absent = [n for n, s in statuses.items() if s == "absent"]
     assert absent == [
-        "energy", "layers inside the network", "table test_gpu_suite:network b1 tensorrt",
+        "energy", "dense on tensorrt", "layers inside the network",
+        "table test_gpu_suite:network b1 tensorrt",
     ]  # fmt: skip
     assert {s for n, s in statuses.items() if n not in absent} == {"done"}
     for target in SCALE.targets:
@@ -63,54 +66,194 @@ def test_all_parts_run_and_are_written(fake: None, tmp_path: Path, capsys: Any) 
     assert json.loads((tmp_path / "gpu_suite_quick.json").read_text()) == last
 
 
+def part(run: Any, budget_s: float = 30.0) -> Part:
+    """Of a function, or of given figures."""
+    made: Any = run if callable(run) else lambda deadline: dict(run)
+    return Part(made, budget_s)
+
+
+class FakeTime:
+    """A clock that parts move."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def spending(self, seconds: float, log: list[str], name: str, **figures: Any) -> Part:
+        def run(deadline: Deadline) -> dict[str, Any]:
+            log.append(name)
+            self.now += seconds
+            return {"summary": name} | figures
+
+        return Part(run, 30.0)
+
+
+def statuses(records: dict[str, Any]) -> list[str]:
+    return [r["status"] for r in records.values()]
+
+
+def quiet(text: str) -> None: ...
+
+
 def test_a_failure_is_told_and_hides_nothing(tmp_path: Path) -> None:
-    def broken() -> dict[str, Any]:
+    def broken(deadline: Deadline) -> dict[str, Any]:
         raise RuntimeError("CUDA error: an illegal memory access")
 
-    def elsewhere() -> dict[str, Any]:
+    def elsewhere(deadline: Deadline) -> dict[str, Any]:
         raise NotHere("no such card")
 
-    parts = {"a": broken, "b": elsewhere, "c": lambda: {"summary": "fine"}}
-    records = run_parts(parts, tmp_path, Progress(), minutes=1)
-    assert [r["status"] for r in records.values()] == ["failed", "absent", "done"]
+    parts = {"a": part(broken), "b": part(elsewhere), "c": part({"summary": "fine"})}
+    records = run_parts(parts, tmp_path, quiet, minutes=1)
+    assert statuses(records) == ["failed", "absent", "done"]
     assert "illegal memory access" in records["a"]["summary"]
     assert "RuntimeError" in records["a"]["traceback"]
 
 
-def test_what_is_done_is_not_done_again_and_failures_are_tried_again(tmp_path: Path) -> None:
-    calls: list[str] = []
+def test_what_is_done_is_not_done_again_and_failures_come_last(tmp_path: Path) -> None:
+    log: list[str] = []
     fails = [True]
+    clock = FakeTime()
 
-    def first() -> dict[str, Any]:
-        calls.append("first")
-        return {"summary": "1"}
-
-    def second() -> dict[str, Any]:
-        calls.append("second")
+    def first(deadline: Deadline) -> dict[str, Any]:
+        log.append("first")
         if fails[0]:
             raise ValueError("not yet")
-        return {"summary": "2"}
+        return {"summary": "1"}
 
-    parts = {"first": first, "second": second}
-    run_parts(parts, tmp_path, Progress(), minutes=1)
+    parts = {
+        "first": part(first), "second": clock.spending(70.0, log, "second"),
+        "third": clock.spending(1.0, log, "third"),
+    }  # fmt: skip
+    records = run_parts(parts, tmp_path, quiet, minutes=1, clock=clock)
+    assert statuses(records) == ["failed", "done", "left"]
     fails[0] = False
-    records = run_parts(parts, tmp_path, Progress(), minutes=1)
-    assert calls == ["first", "second", "second"]
-    assert [r["status"] for r in records.values()] == ["done", "done"]
+    records = run_parts(parts, tmp_path, quiet, minutes=1, clock=clock)
+    assert log == ["first", "second", "third", "first"]
+    assert statuses(records) == ["done", "done", "done"]
 
 
-def test_no_part_begins_after_the_minutes(tmp_path: Path) -> None:
-    now = [0.0]
+def test_a_part_gets_its_budget_and_no_more_than_is_left(tmp_path: Path) -> None:
+    clock = FakeTime()
+    given: list[float] = []
 
-    def part() -> dict[str, Any]:
-        now[0] += 50.0
-        return {"summary": "50 s"}
+    def run(deadline: Deadline) -> dict[str, Any]:
+        given.append(deadline.left_s())
+        clock.now += 25.0
+        return {"summary": ""}
 
-    parts = {name: part for name in "abc"}
-    records = run_parts(parts, tmp_path, Progress(), minutes=1, clock=lambda: now[0])
-    assert [r["status"] for r in records.values()] == ["done", "done", "left"]
-    records = run_parts(parts, tmp_path, Progress(), minutes=1, clock=lambda: now[0])
-    assert records["c"]["status"] == "done"
+    parts = {name: part(run, 30.0) for name in "abc"}
+    records = run_parts(parts, tmp_path, quiet, minutes=45 / 60, clock=clock)
+    assert given == [30.0, 20.0]
+    assert statuses(records) == ["done", "done", "left"]
+    assert statuses(run_parts(parts, tmp_path, quiet, minutes=1, clock=clock))[2] == "done"
+
+
+def test_stopping_early_is_told_and_goes_on_next_time(tmp_path: Path) -> None:
+    left = [3]
+
+    def table(deadline: Deadline) -> dict[str, Any]:
+        left[0] -= 1
+        if left[0] == 2:
+            raise OutOfTime("7 of 30 layers were measured")
+        return {"summary": "", "left": left[0]}
+
+    parts = {"table": part(table), "other": part({"summary": ""})}
+    found = [statuses(run_parts(parts, tmp_path, quiet, minutes=1)) for _ in range(4)]
+    assert [first for first, _ in found] == ["unfinished", "early", "done", "done"]
+    assert left == [0]
+
+
+def test_figures_are_not_lost_to_a_failure_of_their_completion(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def table(deadline: Deadline) -> dict[str, Any]:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("the card fell off the bus")
+        return {"summary": "1.2 ms", "left": 5}
+
+    for _ in range(2):
+        records = run_parts({"table": part(table)}, tmp_path, quiet, minutes=1)
+        assert (records["table"]["status"], records["table"]["summary"]) == ("early", "1.2 ms")
+
+
+def test_what_was_done_is_on_disk_before_the_next_part(tmp_path: Path) -> None:
+    def second(deadline: Deadline) -> dict[str, Any]:
+        kept = json.loads((tmp_path / STATE_FILE).read_text())
+        assert kept["first"]["summary"] == "kept"
+        raise KeyboardInterrupt
+
+    parts = {"first": part({"summary": "kept"}), "second": part(second)}
+    with pytest.raises(KeyboardInterrupt):
+        run_parts(parts, tmp_path, quiet, minutes=1)
+    assert statuses(run_parts(parts | {"second": part({"summary": ""})}, tmp_path, quiet, 1)) == [
+        "done", "done",
+    ]  # fmt: skip
+
+
+def test_a_part_that_hangs_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.guarded_parts.GRACE_S", 0.0)
+    ended = threading.Event()
+
+    def hangs(deadline: Deadline) -> dict[str, Any]:
+        assert ended.wait(timeout=30)
+        raise BackendUnavailable("the measuring process ended unexpectedly")
+
+    parts = {"hangs": part(hangs, 0.05), "next": part({"summary": ""})}
+    records = run_parts(parts, tmp_path, quiet, minutes=1, interrupt=ended.set)
+    assert statuses(records) == ["failed", "done"]
+
+
+def test_an_interrupt_ends_the_worker_that_is_waited_for() -> None:
+    backend: Any = open_backend("cpu", backend="torch-eager")
+    assert backend.provenance()["runtime"] == "torch-eager"
+    worker = backend._worker
+    threading.Timer(0.2, backend.interrupt).start()
+
+    def ask_on() -> None:
+        while True:  # whatever it is at
+            worker.ask({"describe": True})
+
+    with pytest.raises(BackendUnavailable, match="ended unexpectedly"):
+        ask_on()
+    assert worker.ask({"describe": True})["uuid"] is None  # a new one
+
+
+def test_a_table_stops_with_its_time_and_goes_on(fake: None, tmp_path: Path) -> None:
+    clock = FakeTime()
+    finished: list[int] = []
+    exported: dict[Any, Any] = {}
+
+    def suite() -> gpu_suite.Suite:
+        def progress(what: str, done: int, planned: int) -> None:
+            clock.now += 1.0
+
+        made: Any = progress
+        found = gpu_suite.Suite("cpu", SCALE, tmp_path, made)
+        found._networks = exported
+        return found
+
+    model, batch = SCALE.models[0], SCALE.batches[0]
+    for _ in range(20):
+        deadline = Deadline(clock.now + 200.0, clock)  # of some 900 rounds
+        try:
+            figures = suite().table(model, batch, None, deadline)
+        except OutOfTime:
+            finished.append(-1)
+            continue
+        finished.append(figures["left"])
+        if figures["left"] == 0:
+            break
+        assert "stopped early" in figures["summary"]
+    assert finished[0] == -1
+    assert finished[-1] == 0
+    whole = gpu_suite.Suite("cpu", SCALE, tmp_path / "whole", Progress())
+    whole._networks = exported
+    expected = whole.table(model, batch, None, Deadline(float("inf")))
+    assert figures["dense_ms"] == pytest.approx(expected["dense_ms"])
+    assert figures["entries"] == expected["entries"]
 
 
 def test_without_a_card_the_suite_says_so(tmp_path: Path, capsys: Any) -> None:

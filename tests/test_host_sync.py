@@ -1,12 +1,15 @@
 """The DSA step gives the device work and never waits for it: shown without a device.
 
 On CUDA a host that reads a tensor's value waits for everything before it. Reading shows as one of
-a few operations whatever the device is, so the step runs on the CPU with those forbidden.
+a few operations whatever the device is, so the step runs on the CPU with those forbidden. And it
+runs on the meta device, where a tensor of the CPU among its operands shows as one does on CUDA: as
+an error, a copy to the device, or a number that a CUDA graph would keep for ever.
 """
 
 from __future__ import annotations
 
 import sys
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dsa_hw.budgets import FlopsBudget, LatencyBudget, MemoryBudget
 from dsa_hw.coupling import find_coupling
@@ -72,6 +76,103 @@ class NoReadingOperators(TorchDispatchMode):
         if name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1]):
             raise HostSync("index by a boolean tensor")
         return func(*args, **(kwargs or {}))
+
+
+class OneDevice(TorchDispatchMode):
+    """No operation takes tensors of the CPU beside those of a device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = {
+            leaf.device.type
+            for leaf in tree_leaves((args, kwargs or {}))
+            if isinstance(leaf, Tensor)
+        }
+        if len(found) > 1 and not in_optimizer():
+            raise HostSync(f"{func._schema.name} of tensors on {' and '.join(sorted(found))}")
+        return func(*args, **(kwargs or {}))
+
+
+class NothingMadeByTheHost(TorchFunctionMode):
+    """No tensor is made of the host's numbers: on CUDA that is a copy which is waited for."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.tensor, torch.as_tensor, torch.from_numpy) and not in_optimizer():
+            raise HostSync(f"torch.{func.__name__}")
+        return func(*args, **(kwargs or {}))
+
+
+class ToDevice:
+    """Moves every tensor that an object holds, at any depth, to another device, in place.
+
+    Stands in for building the object there: a search cannot be built from tensors without values.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._tensors: dict[int, tuple[Tensor, Tensor]] = {}
+        self._seen: dict[int, object] = {}
+
+    def tensor(self, value: Tensor) -> Tensor:
+        """The same one for the same one."""
+        if id(value) not in self._tensors:
+            moved = value.detach().to(self._device)
+            if isinstance(value, nn.Parameter):
+                moved = nn.Parameter(moved, value.requires_grad)
+            elif value.is_leaf:
+                moved.requires_grad_(value.requires_grad)
+            self._tensors[id(value)] = (value, moved)  # the key's object must live on
+        return self._tensors[id(value)][1]
+
+    def __call__(self, value: Any) -> Any:
+        """``value`` itself with moved contents, or what takes its place."""
+        if isinstance(value, Tensor):
+            return self.tensor(value)
+        if isinstance(value, torch.device):
+            return torch.device(self._device)
+        if isinstance(value, tuple) and not hasattr(value, "_fields"):
+            return tuple(map(self, value))
+        if id(value) in self._seen or isinstance(value, (type, ModuleType)):
+            return value
+        self._seen[id(value)] = value
+        if isinstance(value, list):
+            value[:] = map(self, value)
+        elif isinstance(value, dict):
+            # PyTorch's optimizers keep their step counts on the host, whatever the device.
+            items = [(self(k), v if k == "step" else self(v)) for k, v in value.items()]
+            value.clear()
+            value.update(items)
+        elif isinstance(value, FunctionType):
+            for cell in value.__closure__ or ():
+                cell.cell_contents = self(cell.cell_contents)
+        elif type(value).__module__.startswith(("dsa_hw", "conftest", "torch.nn", "torch.optim")):
+            for name in self._names(value):
+                found = getattr(value, name)
+                if (moved := self(found)) is not found:
+                    object.__setattr__(value, name, moved)
+        return value
+
+    @staticmethod
+    def _names(value: Any) -> list[str]:
+        slots = [n for c in type(value).__mro__ for n in getattr(c, "__slots__", ())]
+        return [*getattr(value, "__dict__", {}), *(n for n in slots if hasattr(value, n))]
+
+
+@pytest.mark.parametrize(
+    "mixing",
+    [
+        lambda x: x * torch.full((), 2.0),
+        lambda x: torch.maximum(x, torch.full((), 0.5)),
+        lambda x: x + torch.tensor([1.0, 2.0, 3.0], device=x.device),
+        lambda x: x[torch.arange(2)],
+        lambda x: torch.where(x > 0, x, torch.zeros(())),
+        lambda x: x.copy_(torch.ones(3)),
+    ],
+)
+def test_the_detector_sees_tensors_of_the_host(mixing: Any) -> None:
+    with pytest.raises(HostSync), NothingMadeByTheHost(), OneDevice():
+        mixing(torch.ones(3, device="meta"))
+    with OneDevice():
+        torch.ones(3, device="meta").clamp_max(1.0)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +238,51 @@ def test_a_search_step_never_reads_a_value(
         for _ in range(4):
             step()
     assert pruner.keep_ratios.min() < 1.0  # it has moved
+
+
+@pytest.mark.parametrize(
+    ("constraint", "importance"),
+    [
+        ("projection", "bn_scale"), ("projection", "taylor"), ("admm", "bn_scale"),
+        ("augmented_lagrangian", "filter_l1"),
+    ],
+)  # fmt: skip
+def test_a_search_step_takes_nothing_from_the_host(
+    table: LatencyTable, constraint: Any, importance: Any
+) -> None:
+    """Forward, backward, both optimizers, masks and the move of the keep ratios."""
+    torch.manual_seed(0)
+    model, criterion = Residual(), nn.CrossEntropyLoss()
+    budgets = [LatencyBudget(table, 0.02), FlopsBudget(0.5), MemoryBudget(0.9)]
+    settings = SearchSettings(
+        warmup=(0.0, 0.0), validation_every=2, log_every=10**6, constraint=constraint
+    )
+    pruner = DSAPruner(model, torch.zeros(1, 3, 16, 16), budgets, total_steps=16,
+                       settings=settings, importance=importance)  # fmt: skip
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    batch = [torch.randn(8, 3, 16, 16), torch.randint(10, (8,))]
+
+    def loss() -> Tensor:
+        return criterion(model(batch[0]).float(), batch[1])
+
+    def step() -> None:
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step(validation_loss=loss)
+
+    while not pruner.searching:
+        step()
+    for _ in range(4):  # everything that is made at its first use is there
+        step()
+    move = ToDevice("meta")
+    for holder in (model, pruner, optimizer, batch):
+        move(holder)
+    with NothingMadeByTheHost(), OneDevice():
+        for _ in range(4):
+            step()
+    for tensor in (*model.parameters(), *model.buffers(), pruner.keep_ratios):
+        assert tensor.device.type == "meta"
 
 
 def test_budgets_and_masks_are_made_on_the_device_that_asks(table: LatencyTable) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from profilers import nvml
-from profilers.backends.isolated import TRIES, WatchedRunner
+from profilers.backends.isolated import STEADY, TRIES, WatchedRunner
 from profilers.nvml import Card, NvmlAbsent, Watch, energy_per_run_mj
 from profilers.timing import SamplePlan
 
@@ -147,6 +147,23 @@ def test_a_card_that_is_always_held_back_is_measured_all_the_same_and_told(
     assert WatchedRunner(worker, watch).take_round(SamplePlan()).median_ms == TRIES
     assert watch.kept_throttled == 1
     assert any("nvidia-smi" in text and "lock" in text for text in watch.observations())
+
+
+def test_waiting_is_given_up_where_it_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("profilers.backends.isolated.time.sleep", pauses.append)
+    library = FakeNvml([0x4] * 2 * (STEADY * TRIES + 5))
+    watch = Watch(Card(UUID, library), lambda: {100})
+    worker: Any = FakeWorker()
+    runner = WatchedRunner(worker, watch)
+    for _ in range(STEADY + 5):
+        runner.take_round(SamplePlan())
+    assert len(pauses) == STEADY * (TRIES - 1)  # and none for the last five
+    assert watch.kept_throttled == STEADY + 5
+    runner.take_round(SamplePlan())  # the card is at speed again
+    library.masks = [0x4, 0x4, 0, 0]
+    runner.take_round(SamplePlan())
+    assert len(pauses) == STEADY * (TRIES - 1) + 1  # so waiting is of use again
 
 
 def test_a_clock_that_has_not_risen_yet_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

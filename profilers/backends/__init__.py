@@ -107,7 +107,8 @@ def open_backend(
                                  "onnxruntime, torch-eager and torch-compile")  # fmt: skip
     if precision != "fp32":
         raise BackendUnavailable(
-            f"precision {precision} is not measured on the CPU by this version; use fp32"
+            f"precision {precision} is not measured on the CPU by this version; use fp32, or name "
+            "the GPU (--device cuda:0)"
         )
     if backend is not None and backend.startswith("torch"):
         from profilers.backends.isolated import Isolated

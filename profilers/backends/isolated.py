@@ -27,6 +27,7 @@ from profilers.timing import Round, Runner, SamplePlan
 TRIES = 4
 COOL_DOWN_S = 0.5
 """A round that the card was held back in is taken again after this pause, doubled each time."""
+STEADY = 3
 LAYERS_PER_PACK = 24
 
 
@@ -61,17 +62,22 @@ Taken = TypeVar("Taken")
 
 
 def at_full_speed(watch: Watch, take: Callable[[], Taken]) -> Taken:
-    """What ``take`` measures while the card is not held back, or at the last of ``TRIES``."""
+    """What ``take`` measures while the card is not held back, or at the last of ``TRIES``.
+
+    A card that has been held back through ``STEADY`` such measurements in a row is in the state
+    that it will be in: from then on waiting for a better one is given up, until it comes.
+    """
     attempt = 0
     while True:
         before = watch.read()
         taken = take()
         reasons = watch.held_back(before)
         if not reasons:
+            watch.kept_in_a_row = 0
             return taken
         attempt += 1
-        if attempt == TRIES:
-            watch.kept_throttled += 1
+        if attempt == TRIES or watch.kept_in_a_row >= STEADY:
+            watch.keep_throttled()
             return taken
         watch.drop(reasons)
         time.sleep(COOL_DOWN_S * 2 ** (attempt - 1))
@@ -116,6 +122,11 @@ class Worker:
     def pid(self) -> int | None:
         """Its process, once it runs."""
         return self._process.pid if self._process else None
+
+    def kill(self) -> None:
+        """End the process in the middle of a question, which then fails."""
+        if self._process is not None:
+            self._process.kill()
 
     def stop(self) -> None:
         """End the process."""
@@ -309,6 +320,10 @@ class Isolated:
                 return loops
 
             return energy_per_run_mj(card, run_for, seconds)
+
+    def interrupt(self) -> None:
+        """End the worker at once, from another thread: what waits for it fails."""
+        self._worker.kill()
 
     def close(self) -> None:
         """End the worker."""
