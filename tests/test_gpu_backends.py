@@ -363,7 +363,7 @@ def test_a_machine_without_cuda_is_one_clear_sentence(
     ("command", "arguments"),
     [
         (prune, ["--model", "cifar_resnet20", "--target-ratio", "0.5", "--epochs", "0"]),
-        (compare, ["--model", "cifar_resnet20", "--data", "digits", "--target-ratios", "0.5"]),
+        (compare, ["--model", "glyphs_resnet", "--data", "glyphs", "--target-ratios", "0.5"]),
         (validate, ["--onnx", "model.onnx"]),
         (validate, ["--onnx", "model.onnx", "--device", "cuda:0,cuda:1"]),
     ],
