@@ -16,7 +16,7 @@ quickstart: install
 	$(BIN)/python -m dsa_hw.prune --config configs/quickstart.yaml
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,59 +13,10 @@ import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
+from whole_way import PLAN, TRAIN, result_of
 
 import dsa_hw
 from dsa_hw import prune, validate
-from profilers.table import LatencyTable
-
-TINY = """
-import torch
-from torch import nn
-
-class Tiny(nn.Module):
-    def __init__(self, num_classes=10):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        self.stem_bn = nn.BatchNorm2d(64)
-        self.a = nn.Conv2d(64, 96, 3, padding=1, bias=False)
-        self.a_bn = nn.BatchNorm2d(96)
-        self.b = nn.Conv2d(96, 64, 3, padding=1, bias=False)
-        self.b_bn = nn.BatchNorm2d(64)
-        self.head = nn.Linear(64, num_classes)
-
-    def forward(self, x):
-        x = torch.relu(self.stem_bn(self.stem(x)))
-        x = torch.relu(x + self.b_bn(self.b(torch.relu(self.a_bn(self.a(x))))))
-        return self.head(x.mean((2, 3)))
-
-def tiny(num_classes=10):
-    return Tiny(num_classes)
-"""
-
-
-@pytest.fixture
-def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a user's own network in it."""
-    (tmp_path / "tiny_user_net.py").write_text(TINY)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    return tmp_path
-
-
-COMMON = [
-    "--model", "tiny_user_net:tiny", "--table", "table.jsonl", "--calibration-networks", "6",
-    "--rounds", "2", "--threads", "1", "--measure-seconds", "0.5",
-]  # fmt: skip
-PLAN = [*COMMON, "--epochs", "0", "--target-ratio", "0.6", "--input-shape", "3", "48", "48"]
-TRAIN = [
-    *COMMON, "--data", "digits", "--input-shape", "3", "32", "32", "--epochs", "3",
-    "--finetune-epochs", "1", "--target-ratio", "0.6", "--train-batch-size", "32",
-]  # fmt: skip
-
-
-def result_of(folder: str) -> dict:
-    return json.loads(Path(folder, "result.json").read_text())
 
 
 def test_planning_without_training(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,29 +69,6 @@ def test_training_then_loading_in_a_fresh_process(workdir: Path) -> None:
     np.testing.assert_allclose(np.load("out.npy"), np.concatenate(got), atol=1e-3)
 
 
-def test_a_new_target_without_a_new_search(
-    workdir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """--search-from takes over what was learned and the dense network, also to distil from."""
-    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-    assert prune.main([*TRAIN, "--train-dense", "true", "--out", "runs/s"]) == 0
-    other = [*TRAIN, "--search-from", "runs/s"]
-    other[other.index("0.6")] = "0.9"
-    assert prune.main([*other, "--distill", "0.5", "--out", "runs/n"]) == 0
-    first, second = result_of("runs/s"), result_of("runs/n")
-    assert second["seconds"]["search"] == 0
-    assert second["table"]["measured"] == 0
-    assert second["dense"]["accuracy"] == first["dense"]["accuracy"]
-    assert second["pruned"]["flops"] > first["pruned"]["flops"]
-    assert second["pruned"]["accuracy"] > 0.5  # ten classes
-    assert prune.main([*other, "--importance", "filter_l1", "--out", "runs/x"]) == 2
-    assert "importance: 'bn_scale' there, 'filter_l1' here" in capsys.readouterr().err
-    assert prune.main([*TRAIN, "--search-from", "nowhere", "--out", "runs/x"]) == 2
-    assert "holds no run" in capsys.readouterr().err
-    assert prune.main([*TRAIN, "--distill", "0.5", "--out", "runs/x"]) == 2
-    assert "needs a trained dense network" in capsys.readouterr().err
-
-
 def test_a_run_that_removes_a_branch(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """FLOPs below those of the narrowest branch; the closed loop times the network without it."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -177,37 +102,6 @@ def test_a_run_that_removes_a_branch(workdir: Path, capsys: pytest.CaptureFixtur
     again = result_of("runs/b")
     assert again["removed_branches"] == ["a+b"]
     assert again["pruned"]["accuracy"] == result["pruned"]["accuracy"]
-
-
-@pytest.mark.parametrize(("event", "number"), [("table", 30), ("log", 3), ("log", 10)])
-def test_kill_and_resume(workdir: Path, event: str, number: int) -> None:
-    """kill -9 while profiling, in the search, and later; the same command then finishes."""
-    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-    command = [sys.executable, "-m", "dsa_hw.prune", *TRAIN, "--out", "runs/k"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    watched = Path("table.jsonl" if event == "table" else "runs/k/log.jsonl")
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if watched.exists() and watched.read_bytes().count(b"\n") >= number:
-            break
-        time.sleep(0.02)
-    assert process.poll() is None, "it ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = len(LatencyTable.load("table.jsonl"))
-    before = Path("table.jsonl").read_bytes()
-    assert prune.main([*TRAIN, "--out", "runs/k"]) == 0
-    after = Path("table.jsonl").read_bytes()
-    complete = before[: before.rfind(b"\n") + 1]
-    assert after.startswith(complete)
-    assert len(LatencyTable.load("table.jsonl")) >= kept
-    steps = [
-        e["step"]
-        for e in map(json.loads, Path("runs/k/log.jsonl").read_text().splitlines())
-        if e["event"] == "search_step"
-    ]
-    assert steps == sorted(set(steps))  # nothing logged twice
-    assert result_of("runs/k")["pruned"]["accuracy"] > 0.3
 
 
 def test_folders_that_must_not_be_used(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
