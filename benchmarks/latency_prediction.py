@@ -128,7 +128,7 @@ def _measure(name: str, sample: Sample, folder: Path, progress: Progress) -> dic
         "measurements": profiled.collected.measured,
         "layer_measurements": sum(1 for _ in table.layers()),
         "unstable": profiled.collected.unstable,
-        "exhaustive_measurements_step_8": exhaustive(graph, choices, EXHAUSTIVE_STEP),
+        "exhaustive_measurements_step_8": exhaustive(graph, profiled.latency, EXHAUSTIVE_STEP),
         "calibration_networks": len(profiled.latency.calibration.points),
         "networks": [
             {"widths": w, "predicted_ms": p, "first_ms": a, "second_ms": b}
@@ -215,18 +215,18 @@ def errors(prefix: str, guess: np.ndarray, measured: np.ndarray) -> dict[str, fl
     }
 
 
-def exhaustive(graph: DeployedGraph, choices: WidthChoices, step: int) -> int:
+def exhaustive(graph: DeployedGraph, latency: CalibratedModel, step: int) -> int:
     """Measurements that a grid over all channel counts at ``step`` would take."""
-    return sum(len(grid.pairs()) for grid in _all_widths(graph, choices, step).values())
+    return sum(len(grid.pairs()) for grid in _all_widths(graph, latency, step).values())
 
 
-def _all_widths(graph: DeployedGraph, choices: WidthChoices, step: int) -> dict[LayerSpec, Grid]:
+def _all_widths(graph: DeployedGraph, latency: CalibratedModel, step: int) -> dict[LayerSpec, Grid]:
     def side(low: int, high: int) -> tuple[int, ...]:
         return (high,) if low == high else (*range(step, high, step), high)
 
     return {
         spec: Grid((1,) if spec.tied else side(*cin), side(*cout), spec.tied)
-        for spec, (cin, cout) in channel_ranges(graph, choices).items()
+        for spec, (cin, cout) in channel_ranges(graph, latency.choices, latency.steps).items()
     }
 
 
@@ -242,7 +242,7 @@ def _exhaustive(
     step = EXHAUSTIVE_STEP
     full = LatencyTable.open(folder / f"{EXHAUSTIVE_MODEL}.exhaustive.jsonl", table.provenance)
     full.absorb(table)
-    grids = _all_widths(graph, sampled.choices, step)
+    grids = _all_widths(graph, sampled, step)
     requests = [request for spec, grid in grids.items() for request in grid_requests(spec, grid)]
     collect(full, backend, requests, on_progress=lambda d, n: progress("exhaustive", d, n))
     model = LatencyModel(graph, full, sampled.choices, dict.fromkeys(sampled.steps, step))

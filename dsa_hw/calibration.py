@@ -2,25 +2,28 @@
 
 What isolated layers miss (call overhead, residual adds, pooling, layout changes, caches) shows in
 whole networks. The fit is non-negative least squares on relative errors with a ridge toward "the
-table is right" (scales 1, all else 0), its strength chosen by leave-one-out. Networks with widths
-between steps say afterwards what those cost beside the step that is charged for them.
+table is right" (scales 1, all else 0). Leave-one-out chooses its strength, and whether every kind
+of layer has one scale or one for each size. Networks with widths between steps say afterwards what
+those cost beside the step that is charged for them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from dsa_hw.latency_model import Coefficients, LatencyModel
+from dsa_hw.latency_model import Coefficients, LatencyModel, sized_kind
 from profilers.table import LatencyTable, NetworkKey
 from profilers.timing import Measurement
 
 REWEIGHTINGS = 4
+FINER = 1.1
+"""Scales by kind and size must be better by this factor than scales by kind alone."""
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
@@ -70,38 +73,90 @@ def calibrate(
     off_steps = [key for key in networks if not model.choices.allow(key.widths)]
     networks = [key for key in networks if model.choices.allow(key.widths)]
     measured = [table.measurement(key) for key in networks]
-    rows = [model.features(key.widths) for key in networks]
-    kinds = list(rows[0])
-    design = np.array([[1.0] + [row[kind] for kind in kinds] for row in rows])
     times = np.array([m.median_ms for m in measured])
-    prior = np.array([0.0] + [1.0 if k in model.coefficients.scales else 0.0 for k in kinds])
-    heldout = {ridge: _leave_one_out(design, times, prior, ridge) for ridge in RIDGES}
-    ridge = min(RIDGES, key=lambda r: float(np.mean(np.abs(heldout[r] / times - 1.0))))
-    solution = _fit(design, times, prior, ridge)
-    values = dict(zip(kinds, solution[1:].tolist(), strict=True))
-    coefficients = Coefficients(
-        constant_ms=float(solution[0]),
-        scales={k: values[k] for k in model.coefficients.scales},
-        rates_ms={k: values[k] for k in model.coefficients.rates_ms},
-    )
-    surcharge = _off_step(model.with_coefficients(coefficients), table, off_steps)
-    coefficients = dataclasses.replace(coefficients, off_step=surcharge)
-    points = _points(networks, heldout[ridge], measured)
+    rows = [model.features(key.widths) for key in networks]
+    rates = list(model.coefficients.rates_ms)
+    sized = {sized_kind(layer.spec): layer.spec.kind for layer in model.graph.layers}
+    names = (sized, {name: name for name in sized})
+    designs = [_Design.of(rows, scales, rates) for scales in names]
+    tried = [(design, ridge) for design in designs for ridge in RIDGES]
+    heldout = [_leave_one_out(design, times, ridge) for design, ridge in tried]
+    errors = [
+        float(np.mean(np.abs(predicted / times - 1.0))) * (1.0 if design is designs[0] else FINER)
+        for (design, _), predicted in zip(tried, heldout, strict=True)
+    ]
+    best = int(np.argmin(errors))
+    design, ridge = tried[best]
+    coefficients = design.coefficients(_fit(design.terms, times, design.prior, ridge))
+    off_step, below_step = _off_steps(model.with_coefficients(coefficients), table, off_steps)
+    coefficients = dataclasses.replace(coefficients, off_step=off_step, below_step_ms=below_step)
+    points = _points(networks, heldout[best], measured)
     return Calibration(coefficients, points, ridge)
 
 
-def _off_step(model: LatencyModel, table: LatencyTable, networks: Sequence[NetworkKey]) -> float:
-    """The non-negative surcharge that fits networks with widths between steps; 0 without any."""
+@dataclass(frozen=True, slots=True)
+class _Design:
+    """The terms of a fit, one of two: a scale for each kind of layer, or for each kind and size.
+
+    Args:
+        terms: (networks, 1 + scales + rates); the first column is the constant's.
+        prior: "the table is right".
+    """
+
+    scales: tuple[str, ...]
+    rates: tuple[str, ...]
+    terms: np.ndarray
+    prior: np.ndarray
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[Mapping[str, float]], names: Mapping[str, str], rates: Sequence[str]
+    ) -> _Design:
+        """Of features by kind and size; ``names`` says under which scale each of these comes."""
+        scales = tuple(dict.fromkeys(names.values()))
+        terms = [
+            [1.0]
+            + [
+                sum(row[sized] for sized, name in names.items() if name == scale)
+                for scale in scales
+            ]
+            + [row[rate] for rate in rates]
+            for row in rows
+        ]
+        prior = [0.0] + [1.0] * len(scales) + [0.0] * len(rates)
+        return cls(scales, tuple(rates), np.array(terms), np.array(prior))
+
+    def coefficients(self, solution: np.ndarray) -> Coefficients:
+        """What a fit of these terms says."""
+        constant, values = float(solution[0]), solution[1:].tolist()
+        return Coefficients(
+            constant_ms=constant,
+            scales=dict(zip(self.scales, values[: len(self.scales)], strict=True)),
+            rates_ms=dict(zip(self.rates, values[len(self.scales) :], strict=True)),
+        )
+
+
+def _off_steps(
+    model: LatencyModel, table: LatencyTable, networks: Sequence[NetworkKey]
+) -> tuple[float, float]:
+    """The non-negative surcharges that fit networks with widths between steps: the part between
+    two steps, and ms an element below the first. 0 without any network that would show them."""
     if not networks:
-        return 0.0
+        return 0.0, 0.0
     times = np.array([table.measurement(key).median_ms for key in networks])
     widths = torch.tensor([key.widths for key in networks], dtype=torch.float32)
-    without = model.staircase_ms(widths).double().numpy()
-    doubled = model.with_coefficients(dataclasses.replace(model.coefficients, off_step=1.0))
-    charged = (doubled.staircase_ms(widths).double().numpy() - without) / times
-    if not charged.any():
-        return 0.0
-    return max(0.0, float(charged @ (1.0 - without / times) / (charged @ charged)))
+
+    def predicted(**surcharge: float) -> np.ndarray:
+        charged = dataclasses.replace(model.coefficients, **surcharge)
+        return model.with_coefficients(charged).staircase_ms(widths).double().numpy()
+
+    without = predicted()
+    columns = (predicted(off_step=1.0) - without, predicted(below_step_ms=1.0) - without)
+    charged = np.stack(columns, axis=1) / times[:, None]
+    largest = np.maximum(charged.max(axis=0), 1e-12)
+    off_step, below_step = nnls(charged / largest, 1.0 - without / times)[0] / largest
+    shown = [bool(column.any()) for column in columns]
+    return (float(off_step) if shown[0] else 0.0, float(below_step) if shown[1] else 0.0)
 
 
 def _fit(design: np.ndarray, times: np.ndarray, prior: np.ndarray, ridge: float) -> np.ndarray:
@@ -126,13 +181,12 @@ def _fit(design: np.ndarray, times: np.ndarray, prior: np.ndarray, ridge: float)
     return solution
 
 
-def _leave_one_out(
-    design: np.ndarray, times: np.ndarray, prior: np.ndarray, ridge: float
-) -> np.ndarray:
+def _leave_one_out(design: _Design, times: np.ndarray, ridge: float) -> np.ndarray:
     predictions = np.zeros(len(times))
     for index in range(len(times)):
         rest = np.arange(len(times)) != index
-        predictions[index] = design[index] @ _fit(design[rest], times[rest], prior, ridge)
+        fitted = _fit(design.terms[rest], times[rest], design.prior, ridge)
+        predictions[index] = design.terms[index] @ fitted
     return predictions
 
 

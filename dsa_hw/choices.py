@@ -84,14 +84,30 @@ def random_off_steps(
     least_keep_ratio: float = 0.25,
 ) -> tuple[int, ...]:
     """Random widths at a ``part`` of the steps (of a group's atom, where that is wider)."""
-    chosen = []
+    return tuple(
+        dense if low == dense else int(rng.integers(low // unit, dense // unit + 1)) * unit
+        for low, dense, unit in _between_steps(graph, choices, part, least_keep_ratio)
+    )
+
+
+def least_off_steps(graph: DeployedGraph, choices: WidthChoices) -> np.ndarray:
+    """(groups,) the smallest widths that the choices or ``random_off_steps`` give a group."""
+    between = np.array([low for low, _, _ in _between_steps(graph, choices)])
+    return np.minimum(choices.narrowest, between)
+
+
+def _between_steps(
+    graph: DeployedGraph, choices: WidthChoices, part: int = 4, least_keep_ratio: float = 0.25
+) -> list[tuple[int, int, int]]:
+    """(least width, dense width, unit) of every group's widths between steps."""
+    found = []
     rows = zip(graph.coupling.groups, choices.steps, choices.dense.tolist(), strict=True)
     for group, step, dense in rows:
         unit = math.lcm(group.atom_channels, max(1, step // part))
-        low = math.ceil(least_keep_ratio * dense / unit)
-        free = not group.frozen and dense // unit > low
-        chosen.append(int(rng.integers(low, dense // unit + 1)) * unit if free else dense)
-    return tuple(chosen)
+        low = math.ceil(least_keep_ratio * dense / unit) * unit
+        free = not group.frozen and dense // unit * unit > low
+        found.append((low if free else dense, dense, unit))
+    return found
 
 
 def width_choices(graph: DeployedGraph, steps: Mapping[str, int]) -> WidthChoices:

@@ -36,7 +36,7 @@ class DeviceConfig:
     allow_mismatch: bool = _option(
         False, "use a table that was measured on another device or runtime all the same"
     )
-    calibration_networks: int = _option(24, "whole networks timed to calibrate the latency model")
+    calibration_networks: int = _option(48, "whole networks timed to calibrate the latency model")
     rounds: int = _option(4, "rounds of each measurement")
     measure_seconds: float = _option(
         20.0,

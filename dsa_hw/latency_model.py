@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dsa_hw.branch_gates import BranchGates, branch_of_layers
-from dsa_hw.choices import WidthChoices
+from dsa_hw.choices import WidthChoices, least_off_steps
 from dsa_hw.deployed import DeployedGraph, Layer
 from profilers.collect import Request
 from profilers.errors import MissingMeasurement
@@ -35,16 +35,32 @@ class Coefficients:
 
     Args:
         constant_ms: c0.
-        scales: by kind of layer; 1 where the table alone is right.
+        scales: by kind of layer, or by kind and size (``sized_kind``) where kinds alone are too
+            coarse; 1 where the table alone is right.
         rates_ms: by kind of operation, ms an element.
         off_step: part by which a layer whose output channels are on no step costs more inside a
             network than alone, in the staircase form.
+        below_step_ms: what a layer costs more whose output channels are fewer than one step, for
+            an element of its output at one step (it is not blocked, and laid out anew), in the
+            staircase form.
     """
 
     constant_ms: float
     scales: Mapping[str, float]
     rates_ms: Mapping[str, float]
     off_step: float = 0.0
+    below_step_ms: float = 0.0
+
+    def scale(self, spec: LayerSpec) -> float:
+        """What a layer's isolated time is multiplied by."""
+        sized = sized_kind(spec)
+        return self.scales[sized if sized in self.scales else spec.kind]
+
+
+def sized_kind(spec: LayerSpec) -> str:
+    """Kind and output size of a layer: ``conv 56x56``."""
+    height, width = spec.output_size
+    return f"{spec.kind} {height}x{width}"
 
 
 def uncalibrated(graph: DeployedGraph) -> Coefficients:
@@ -60,16 +76,24 @@ Range = tuple[int, int]
 
 
 def channel_ranges(
-    graph: DeployedGraph, choices: WidthChoices
+    graph: DeployedGraph, choices: WidthChoices, steps: Mapping[str, int]
 ) -> dict[LayerSpec, tuple[Range, Range]]:
     """(least, most) input and output channels of every spec, over the layers that share it; the
-    least of what is there, where a branch may be removed."""
+    least of what is there, where a branch may be removed.
+
+    Where the least is one step (or a dense width below it), narrower widths between steps are
+    within the range too: below one step a layer need not cost what a whole step costs.
+    """
     ranges: dict[LayerSpec, tuple[Range, Range]] = {}
+    narrower = least_off_steps(graph, choices)
     for layer in graph.layers:
-        own = [
-            (round(side(choices.narrowest)), round(side(choices.dense)))
-            for side in (layer.cin, layer.cout)
-        ]
+        step = steps[layer.spec.kind]
+        own = []
+        for side in (layer.cin, layer.cout):
+            least = round(side(choices.narrowest))
+            if least <= step:
+                least = round(side(narrower))
+            own.append((least, round(side(choices.dense))))
         if layer.spec in ranges:
             own = [
                 (min(a[0], b[0]), max(a[1], b[1]))
@@ -85,7 +109,7 @@ def first_grids(
     """The least that the table must hold of every spec."""
     return {
         spec: first_grid(spec, cin, cout, steps[spec.kind])
-        for spec, (cin, cout) in channel_ranges(graph, choices).items()
+        for spec, (cin, cout) in channel_ranges(graph, choices, steps).items()
     }
 
 
@@ -163,7 +187,8 @@ class LatencyModel:
         return self._network_ms(widths, staircase=False)
 
     def staircase_ms(self, widths: Tensor) -> Tensor:
-        """What the device charges: channels rounded up to the next step. (..., groups) -> (...,)"""
+        """What the device charges: channels rounded up to the next step, those below the first as
+        they are. (..., groups) -> (...,)"""
         return self._network_ms(widths, staircase=True)
 
     def layer_ms(self, widths: Tensor, staircase: bool = False) -> Tensor:
@@ -198,8 +223,11 @@ class LatencyModel:
         surcharge = None
         if staircase:
             stepped = torch.ceil(channels / self._step - 1e-4) * self._step
-            between = (stepped - channels > 0.5) & (channels < self._most - 0.5)
-            surcharge = 1.0 + self.coefficients.off_step * between.chunk(2)[1]
+            low = channels < self._step - 0.5
+            surcharge = self._surcharge(
+                (stepped - channels > 0.5) & (channels < self._most - 0.5), low
+            )
+            stepped = torch.where(low, torch.maximum(channels, self._low), stepped)
             channels = torch.minimum(stepped, self._most)
         cells = torch.searchsorted(self._interior, channels.detach(), right=True)
         cin, cout = channels.chunk(2)
@@ -209,18 +237,32 @@ class LatencyModel:
         ].unbind(-1)
         ms = constant + by_in * cin + (by_out + by_both * cin) * cout
         if surcharge is not None:
-            ms = ms * surcharge
+            part, added = surcharge
+            ms = ms * part + added
         return ms.T.reshape(*widths.shape[:-1], -1).to(widths.dtype)
 
+    def _surcharge(self, between: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+        """Factor and additional ms, (layers, n) each, of output channels on no step.
+
+        Args:
+            between: (2 layers, n) whether channels are on no step.
+            low: (2 layers, n) whether they are fewer than one.
+        """
+        within, below = (between & ~low).chunk(2)[1], (between & low).chunk(2)[1]
+        added = self.coefficients.below_step_ms * self._block_elements * below
+        return 1.0 + self.coefficients.off_step * within, added
+
     def features(self, widths: Sequence[int]) -> dict[str, float]:
-        """Uncalibrated terms of the staircase form: ms by kind of layer, elements by operation."""
+        """Uncalibrated terms of the staircase form: ms by kind and size of layer, elements by
+        operation."""
         plain = self.with_coefficients(uncalibrated(self.graph))
         per_layer = plain.layer_ms(
             torch.tensor(widths, dtype=torch.float32, device=self.device), staircase=True
         )
         terms: dict[str, float] = {}
         for layer, ms in zip(self.graph.layers, per_layer.tolist(), strict=True):
-            terms[layer.spec.kind] = terms.get(layer.spec.kind, 0.0) + ms
+            name = sized_kind(layer.spec)
+            terms[name] = terms.get(name, 0.0) + ms
         return terms | self.graph.operation_elements(widths)
 
     def _build(self, layers: Sequence[Layer], surfaces: Mapping[LayerSpec, _Surface]) -> None:
@@ -232,7 +274,7 @@ class LatencyModel:
         cells = np.zeros((len(layers), size, size, 4))
         interior = np.full((2, len(layers), max(1, size - 1)), np.inf)
         for index, (layer, surface) in enumerate(zip(layers, found, strict=True)):
-            own = surface.cells() * self.coefficients.scales[layer.spec.kind]
+            own = surface.cells() * self.coefficients.scale(layer.spec)
             cells[index, : own.shape[0], : own.shape[1]] = own
             for side, knots_of_side in enumerate((surface.knots_in, surface.knots_out)):
                 inner = knots_of_side[1:-1]
@@ -246,6 +288,11 @@ class LatencyModel:
         self._channel_constants = tensor([[x.constant] for x in sides])
         self._step = tensor([[self.steps[x.spec.kind]] for x in layers] * 2)
         self._most = tensor([[x(self.choices.dense)] for x in sides])
+        grids = [self.grids[x.spec] for x in layers]
+        self._low = tensor([[x.ins[0]] for x in grids] + [[x.outs[0]] for x in grids])
+        self._block_elements = tensor(
+            [[x.spec.batch * np.prod(x.spec.output_size) * self.steps[x.spec.kind]] for x in layers]
+        )
         rates = self.coefficients.rates_ms
         operations = self.graph.operations
         self._operations = tensor(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,9 +25,12 @@ Progress = Callable[[str, int, int], None]
 
 
 LEAST_NETWORKS = 4
-NETWORK_SHARE = 4
+NETWORK_SHARE = 2
 """Rounds of a whole network for one of a layer. They are spread among those of the layers: what
-isolated layers miss must not be mixed up with how fast the machine was at another time."""
+isolated layers miss must not be mixed up with how fast the machine was at another time. More
+networks say more than more rounds of fewer."""
+UNCERTAIN_ROUNDS = 3
+"""Rounds, over those of any layer, of one whose interval matters for the network."""
 GOOD_PCT = 1.5
 """Held-out error at which the knots are dense enough."""
 REFINEMENTS = 2
@@ -59,7 +63,7 @@ def profile_network(
     backend: Backend,
     table: LatencyTable,
     *,
-    networks: int = 24,
+    networks: int = 48,
     rounds: int = 4,
     seed: int = 0,
     on_progress: Progress | None = None,
@@ -72,7 +76,8 @@ def profile_network(
 
     Args:
         networks: whole networks of random widths for calibration, the dense one included.
-        rounds: of each layer; the sweeps for steps get twice as many, networks four times.
+        rounds: of each layer; the sweeps for steps get twice as many, networks twice as
+            many.
         stop: once it says so no more rounds are taken. One round of everything, and of
             ``LEAST_NETWORKS`` whole networks, gives a latency model already.
 
@@ -108,6 +113,11 @@ def profile_network(
     on_steps = [r for r, k in zip(whole, keys, strict=True) if choices.allow(k.widths)]
     need("networks", on_steps, LEAST_NETWORKS)
     latency = latency_model(graph, table)
+    if latency.calibration.heldout_mape_pct > GOOD_PCT:
+        uncertain = Refinement(latency.model).uncertain()
+        more = measure("uncertain layers", uncertain, UNCERTAIN_ROUNDS * rounds)
+        parts.append(dataclasses.replace(more, measured=0, reused=0))  # they were counted before
+        latency = latency_model(graph, table)
     for _ in range(REFINEMENTS):
         if latency.calibration.heldout_mape_pct <= GOOD_PCT:
             break

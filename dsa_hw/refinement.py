@@ -2,7 +2,8 @@
 
 The middle of a gap is measured on the far edge of the grid, where times are largest. If it lies
 off the straight line between its neighbours by more than the measurements' own intervals, and by
-more than a part of the whole network's latency, the gap is halved by a whole row of knots.
+more than a part of the whole network's latency, the gap is halved by a whole row of knots. And more
+rounds of the layers whose intervals are that wide.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from profilers.collect import Request
 from profilers.grid import Gap
 from profilers.spec import LayerSpec
 from profilers.table import LayerKey
+from profilers.timing import Measurement
 
 BEND_SHARE = 0.002
 """Of the dense network's latency: smaller bends, over all layers of a kind, are left alone."""
@@ -36,6 +38,17 @@ class Refinement:
         plain = model.with_coefficients(uncalibrated(model.graph))
         dense = torch.as_tensor(model.choices.dense, dtype=torch.float32)
         self._least_ms = BEND_SHARE * float(plain.layer_ms(dense).sum())
+
+    def uncertain(self) -> list[Request]:
+        """Layers of the first grid whose intervals are wide enough to matter for the network."""
+        model = self._model
+        first = first_grids(model.graph, model.choices, model.steps)
+        keys = [LayerKey(spec, *pair) for spec, grid in first.items() for pair in grid.pairs()]
+        return [
+            Request.layer(key.spec, key.cin, key.cout)
+            for key in keys
+            if self._matters(key.spec, half_width_ms(self._table.measurement(key)))
+        ]
 
     def probes(self) -> list[Request]:
         """The middles of the gaps that could hide a bend that matters."""
@@ -79,7 +92,7 @@ class Refinement:
         for width, weight in weights.items():
             measured = self._table.measurement(self._on_edge(spec, gap, width))
             bend += weight * measured.median_ms
-            variance += (weight * measured.median_ms * measured.half_width_pct / 100.0) ** 2
+            variance += (weight * half_width_ms(measured)) ** 2
         return abs(bend) > np.sqrt(variance) and self._matters(spec, bend)
 
     def _matters(self, spec: LayerSpec, ms: float) -> bool:
@@ -89,3 +102,8 @@ class Refinement:
         grid = self._model.grids[spec]
         inward = (width, grid.outs[-1]) if gap.side == "in" else (grid.ins[-1], width)
         return LayerKey(spec, *grid.pair(*inward))
+
+
+def half_width_ms(measured: Measurement) -> float:
+    """Half the interval, ms."""
+    return measured.median_ms * measured.half_width_pct / 100.0

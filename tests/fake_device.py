@@ -40,14 +40,17 @@ class FakeRunner(Runner):
 class FakeDevice:
     """FAKE DEVICE (test): batch 1, no noise; ``slowdown`` scales whole networks only.
 
-    ``charge`` is a layer's time from its channels, pixels and taps.
+    ``charge`` is a layer's time from its channels, pixels and taps; ``inside`` the same within a
+    whole network, where it is another.
     """
 
     name = "fake"
     layers_pay_call = True
 
-    def __init__(self, slowdown: float = 1.0, charge: Charge = conv_ms) -> None:
-        self.slowdown, self.charge = slowdown, charge
+    def __init__(
+        self, slowdown: float = 1.0, charge: Charge = conv_ms, inside: Charge | None = None
+    ) -> None:
+        self.slowdown, self.charge, self.inside = slowdown, charge, inside or charge
         self.call_ms = 0.01
         self.opened = 0
         self.renewed = 0
@@ -71,7 +74,7 @@ class FakeDevice:
     @contextmanager
     def open(self, model: bytes | Path) -> Iterator[Runner]:
         self.opened += 1
-        yield FakeRunner(self.call_ms + self.slowdown * network_ms(model, self.charge))
+        yield FakeRunner(self.call_ms + self.slowdown * network_ms(model, self.inside))
 
     @contextmanager
     def open_layer(self, model: bytes) -> Iterator[Runner]:
