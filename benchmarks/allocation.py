@@ -1,14 +1,19 @@
 """Is the allocation worth it? Accuracy at one FLOPs budget, the same epochs for all, on glyphs.
 
 DSA from scratch and from a trained network, against uniform widths from scratch and magnitude
-pruning, several seeds, FLOPs budgets of 50% and 25%. From scratch all have the same epochs; from a
-trained network DSA and magnitude pruning both begin with the same dense network. Ablations of DSA
-from scratch: the validation split, the masks, the way of holding the budget, the importance.
+pruning, several seeds, FLOPs budgets of 50% and 25%. Methods are compared with those of as many
+epochs in all: from scratch the schedule's; from a trained network twice as many, since its training
+counts, and uniform widths have a schedule twice as long beside them. Ablations of DSA from scratch:
+the validation split, the masks, the way of holding the budget, the importance.
+
+Every network is a run with a folder of its own; stopped and called again, the benchmark goes on,
+and a finished run is not done twice. Seed by seed, so that what there is compares everything.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import sys
 from collections.abc import Callable
@@ -19,68 +24,85 @@ from rich.table import Table
 
 from benchmarks import harness, methods
 from benchmarks.methods import Bench, Outcome, glyphs_config
+from dsa_hw.config import PruneConfig
+from dsa_hw.pipeline import load_dense
 from dsa_hw.search import SearchSettings
 
 NAME = "allocation"
+BUDGETS = (0.5, 0.25)
+SEEDS = (0, 1, 2)
 ABLATED_AT = 0.25
 
-METHODS: dict[str, Callable[[Bench], Outcome]] = {
-    "dsa": lambda b: methods.dsa(b, "dsa"),
-    "uniform": lambda b: methods.uniform(b, "uniform"),
-    "magnitude": lambda b: methods.magnitude(b, "magnitude"),
-    "dsa_trained": lambda b: methods.dsa(b, "dsa_trained", _trained(b)),
-    "magnitude_trained": lambda b: methods.magnitude(b, "magnitude_trained", _trained(b)),
+Method = Callable[[Bench, str], Outcome]
+METHODS: dict[str, Method] = {
+    "dsa": methods.dsa,
+    "uniform": lambda b, name: methods.uniform(b, name, b.config.epochs),
+    "magnitude": methods.magnitude,
+    "dsa_trained": functools.partial(methods.dsa, from_trained=True),
+    "uniform_twice_as_long": lambda b, name: methods.uniform(b, name, 2 * b.config.epochs),
+    "magnitude_trained": functools.partial(methods.magnitude, from_trained=True),
 }
-ABLATIONS: dict[str, Callable[[Bench], Outcome]] = {
-    "no_validation_split": lambda b: methods.dsa(b, "no_split", training_data=True),
-    "sampled_masks": lambda b: methods.dsa(b, "sampled", settings=SearchSettings(stochastic=True)),
-    "admm": lambda b: methods.dsa(b, "admm", settings=SearchSettings(constraint="admm")),
-    "augmented_lagrangian": lambda b: methods.dsa(
-        b, "lagrangian", settings=SearchSettings(constraint="augmented_lagrangian")
+ABLATIONS: dict[str, Method] = {
+    "no_validation_split": functools.partial(methods.dsa, training_data=True),
+    "sampled_masks": functools.partial(methods.dsa, settings=SearchSettings(stochastic=True)),
+    "admm": functools.partial(methods.dsa, settings=SearchSettings(constraint="admm")),
+    "augmented_lagrangian": functools.partial(
+        methods.dsa, settings=SearchSettings(constraint="augmented_lagrangian")
     ),
-    "filter_l1": lambda b: methods.dsa(b, "filter_l1", importance="filter_l1"),
-    "taylor": lambda b: methods.dsa(b, "taylor", importance="taylor"),
+    "filter_l1": functools.partial(methods.dsa, importance="filter_l1"),
+    "taylor": functools.partial(methods.dsa, importance="taylor"),
 }
 
 
-def _trained(bench: Bench):
-    return bench.train_dense(bench.config.epochs)[0]
-
-
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Every method and ablation at every budget and seed."""
-    options = harness.parse(NAME, __doc__)
+    options = harness.parse(NAME, __doc__, argv)
     base = glyphs_config(options.quick)
+    root = Path(f"runs/{NAME}{'_quick' if options.quick else ''}")
     runs: list[dict[str, Any]] = []
-    for ratio in (0.25,) if options.quick else (0.5, 0.25):
-        chosen = METHODS | (ABLATIONS if ratio == ABLATED_AT else {})
-        at_ratio = dataclasses.replace(base, flops_ratio=ratio)
-        for config in methods.for_seeds(at_ratio, (0,) if options.quick else (0, 1, 2)):
-            bench = Bench(config, _folder(options.quick, ratio, config.seed))
-            for name, method in chosen.items():
-                found = method(bench)
-                print(f"{name} at {ratio}, seed {config.seed}: {found.accuracy}", file=sys.stderr)
-                own = dataclasses.asdict(found)
-                runs.append({"method": name, "flops_ratio": ratio, "seed": config.seed} | own)
-    rows = _means(runs)
-    table = Table(title="accuracy on glyphs at a FLOPs budget")
-    for column in ("budget", "method", "accuracy %", "standard error", "cost / target"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        error = row["standard_error_points"]
-        table.add_row(
-            f"{row['flops_ratio']:.2f}", row["method"], f"{100 * row['accuracy']:.2f}",
-            "-" if error is None else f"{error:.2f}", f"{row['cost_over_target']:.3f}",
-        )  # fmt: skip
+    dense: list[dict[str, Any]] = []
+    for config in methods.for_seeds(base, SEEDS[:1] if options.quick else SEEDS):
+        found, accuracy = _of_seed(config, root, BUDGETS[1:] if options.quick else BUDGETS)
+        runs += found
+        dense.append({"seed": config.seed, "accuracy": accuracy})
+    figures = {"rows": means(runs), "dense": dense, "runs": runs}
     origin = harness.provenance(harness.machine()) | {"config": dataclasses.asdict(base)}
-    harness.finish(NAME, options, {"rows": rows, "runs": runs}, origin, table)
+    harness.finish(NAME, options, figures, origin, _table(figures["rows"]))
 
 
-def _folder(quick: bool, ratio: float, seed: int) -> Path:
-    return Path(f"runs/{NAME}{'_quick' if quick else ''}/{ratio}_{seed}")
+def _of_seed(
+    config: PruneConfig, root: Path, budgets: tuple[float, ...]
+) -> tuple[list[dict[str, Any]], float]:
+    """All runs of a seed, and the dense network's accuracy."""
+    shared = root / f"seed{config.seed}"
+    network = load_dense(config)
+    benches = {
+        ratio: Bench(
+            dataclasses.replace(config, flops_ratio=ratio), shared / f"{ratio}", shared, network
+        )
+        for ratio in budgets
+    }
+    runs = []
+    for ratio, bench in benches.items():
+        for name, method in (METHODS | (ABLATIONS if ratio == ABLATED_AT else {})).items():
+            outcome = once(bench, name, method)
+            key = {"method": name, "flops_ratio": ratio, "seed": config.seed}
+            print(f"{key}: {outcome['accuracy']}", file=sys.stderr)
+            runs.append(key | outcome)
+    first = benches[budgets[0]]
+    dense = harness.once(shared / "dense.json", lambda: {"accuracy": first.dense_accuracy()})
+    return runs, dense["accuracy"]
 
 
-def _means(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def once(bench: Bench, name: str, method: Method) -> dict[str, Any]:
+    """A run's outcome; a finished one is read, if it is one of this configuration."""
+    bench.run(bench.folder / name)
+    path = bench.folder / name / "outcome.json"
+    return harness.once(path, lambda: dataclasses.asdict(method(bench, name)))
+
+
+def means(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each method at each budget, over its seeds."""
     rows = []
     for key in dict.fromkeys((r["flops_ratio"], r["method"]) for r in runs):
         mine = [r for r in runs if (r["flops_ratio"], r["method"]) == key]
@@ -88,13 +110,27 @@ def _means(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         spread = statistics.stdev(accuracies) / len(mine) ** 0.5 if len(mine) > 1 else None
         rows.append(
             {
-                "flops_ratio": key[0], "method": key[1],
+                "flops_ratio": key[0], "method": key[1], "epochs": mine[0]["epochs"],
                 "accuracy": statistics.mean(accuracies),
                 "standard_error_points": None if spread is None else 100 * spread,
                 "cost_over_target": statistics.mean(r["cost_over_target"] for r in mine),
             }
         )  # fmt: skip
     return rows
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="accuracy on glyphs at a FLOPs budget")
+    for column in ("budget", "method", "epochs", "accuracy %", "standard error", "cost / target"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        error = row["standard_error_points"]
+        table.add_row(
+            f"{row['flops_ratio']:.2f}", row["method"], str(row["epochs"]),
+            f"{100 * row['accuracy']:.2f}", "-" if error is None else f"{error:.2f}",
+            f"{row['cost_over_target']:.3f}",
+        )  # fmt: skip
+    return table
 
 
 if __name__ == "__main__":

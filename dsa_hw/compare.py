@@ -20,7 +20,14 @@ def _run(config: CompareConfig) -> int:
             "the processes of a comparison work on runs of their own, and need no launcher: start "
             "the same command several times instead"
         )
-    print_comparison(compare(config, Progress()), config.out)
+    result = compare(config, Progress())
+    print_comparison(result, config.out)
+    if result["failed"]:
+        name, problem = next(iter(result["failed"].items()))
+        raise UserError(
+            f"{len(result['failed'])} runs failed ({name}: {problem}); the same command tries them "
+            f"again. Where it happened: {config.out}/cells/*.error"
+        )
     return 0
 
 

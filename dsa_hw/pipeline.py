@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -235,7 +235,7 @@ def prune(
         config, folder, dense, known.backend, known.table, known.profiled, known.target_ms,
         progress, learned, processes,
     )  # fmt: skip
-    run.watch.seconds["profile"] = round(run.watch.seconds.get("profile", 0.0) + known.seconds, 2)
+    run.watch.put("profile", run.watch.seconds.get("profile", 0.0) + known.seconds)
     return run.finish()
 
 
@@ -281,7 +281,8 @@ def load_dense(config: PruneConfig) -> Dense:
         outputs_of(model, example)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"{config.model} does not run on inputs of shape {tuple(example.shape)}: {error}"
+            f"{config.model} does not run on inputs of shape {tuple(example.shape)}: {error} "
+            "(--input-shape asks for another)"
         ) from error
     graph = take_inventory(
         model, example, exclude=config.exclude, precision=config.precision,
@@ -329,7 +330,12 @@ class Run:
 
     Attributes:
         epochs_before: epochs that the small network's weights have had when fine-tuning begins.
+        test_every_epoch: whether the log has the test accuracy of every epoch.
+        last_measurement: at most so many times ``measure_seconds``.
     """
+
+    test_every_epoch: ClassVar[bool] = True
+    last_measurement: ClassVar[float] = 1.5
 
     def __init__(
         self,
@@ -352,7 +358,9 @@ class Run:
         self.watch = Stopwatch(folder)
         self.epochs_before = config.search_epochs
         self.trainer = (
-            Trainer(config, dense.data, folder, progress) if dense.data is not None else None
+            Trainer(config, dense.data, folder, progress, test_every_epoch=self.test_every_epoch)
+            if dense.data is not None
+            else None
         )
 
     @property
@@ -514,7 +522,8 @@ class Run:
         pruner = self.searched(self._requests())
 
         def cut() -> Small:
-            found = pruner.finish_with_report(self._measure())
+            with self.watch.measure("search"):
+                found = pruner.finish_with_report(self._measure())
             return small_of(
                 found.model, found.allocation, found.keep, found.keep_ratios.tolist(),
                 found.masked_vs_pruned_max_abs,
@@ -593,7 +602,7 @@ class Run:
         self._write_dense(dense_path)
         measured = time_networks(
             self.backend, {"dense": dense_path, "pruned": path}, half_width_pct=0.5,
-            time_limit_s=1.5 * self.config.measure_seconds,
+            time_limit_s=self.last_measurement * self.config.measure_seconds,
         )  # fmt: skip
         dense_path.unlink()
         return measured, difference

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,22 +134,34 @@ class RunFolder:
 
 
 class Stopwatch:
-    """Seconds spent in each part of a run, kept across interruptions."""
+    """Seconds spent in each part of a run, kept across interruptions.
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
+    A part that is measured inside another one is not counted in that one: parts add up to the
+    whole.
+    """
+
+    def __init__(self, folder: RunFolder, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._folder, self._clock = folder, clock
+        self._inside = 0.0
         self.seconds: dict[str, float] = folder.read_json("seconds.json") or {}
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
         """Add the time of the block to ``part`` (also when it is interrupted)."""
-        start = time.perf_counter()
+        start, others = self._clock(), self._inside
+        self._inside = 0.0
         try:
             yield
         finally:
-            spent = self.seconds.get(part, 0.0) + time.perf_counter() - start
-            self.seconds[part] = round(spent, 2)
-            self._folder.write_json("seconds.json", self.seconds)
+            whole = self._clock() - start
+            spent = self.seconds.get(part, 0.0) + whole - self._inside
+            self._inside = others + whole
+            self.put(part, spent)
+
+    def put(self, part: str, seconds: float) -> None:
+        """Set what ``part`` took, where it was measured elsewhere."""
+        self.seconds[part] = round(seconds, 2)
+        self._folder.write_json("seconds.json", self.seconds)
 
 
 def _really_writable(folder: Path) -> bool:

@@ -22,7 +22,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from dsa_hw.baselines.gates import TaylorGates, gated_training
-from dsa_hw.baselines.method import Made, Workbench
+from dsa_hw.baselines.method import Made, State, Workbench
 from dsa_hw.baselines.to_target import reach_target
 from dsa_hw.choices import WidthChoices
 from dsa_hw.config import PruneConfig
@@ -45,21 +45,30 @@ class Mdp:
 
     def make(self, bench: Workbench) -> Made:
         """Train, solve, remove."""
-        last_epoch = (bench.config.search_epochs - 1) * bench.trainer.steps
-
-        def forget_early(gates: TaylorGates, step: int) -> None:
-            if step == last_epoch:
-                gates.importance()
-
-        model, gates = gated_training(bench, forget_early)
-        atoms = bench.split_atoms(gates.importance())
-        gates.remove()
+        state = bench.shared("taylor-gates", lambda: _train(bench))
+        model = bench.trainer.prepare(bench.fresh_model())
+        model.load_state_dict(state["model"])
+        atoms = bench.split_atoms(state["importance"].numpy())
         program = WidthProgram(bench.choices, kept_values(bench.choices, atoms), bench.budget.model)
         allocation = reach_target(program.within, bench.budget, bench.measure)
         keep = keep_most_important(bench.graph.coupling, allocation.widths, atoms)
         small = remove_channels(model, bench.graph.coupling, keep)
         ratios = allocation.widths / bench.choices.dense
         return Made(small, keep, allocation, ratios, source=model)
+
+
+def _train(bench: Workbench) -> State:
+    """A dense network and its atoms' importance over the last epoch; no target changes them."""
+    last_epoch = (bench.config.search_epochs - 1) * bench.trainer.steps
+
+    def forget_early(gates: TaylorGates, step: int) -> None:
+        if step == last_epoch:
+            gates.importance()
+
+    model, gates = gated_training(bench, forget_early)
+    importance = torch.as_tensor(gates.importance())
+    gates.remove()
+    return {"model": model.state_dict(), "importance": importance}
 
 
 def kept_values(choices: WidthChoices, atoms: list[np.ndarray]) -> list[np.ndarray]:

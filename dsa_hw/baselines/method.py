@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from dsa_hw.search import BudgetRequest, DSAPruner
 from dsa_hw.surgery import Keep
 from dsa_hw.training import Stage, Trainer
 
+State = dict[str, Any]
+"""Tensors and plain values, as they are kept in a file."""
+
 
 @dataclass(frozen=True)
 class Workbench:
@@ -33,6 +36,7 @@ class Workbench:
         budget: the latency model, with the target in ms.
         measure: times a network of given widths against the target; the closed loop's.
         search: trains a network under DSA with these budgets.
+        shared: the state of that name that all runs of the seed have in common, and how to make it.
     """
 
     config: PruneConfig
@@ -45,6 +49,7 @@ class Workbench:
     trainer: Trainer
     folder: RunFolder
     search: Callable[[Sequence[BudgetRequest]], DSAPruner]
+    shared: Callable[[str, Callable[[], State]], State]
 
     @property
     def all_steps(self) -> int:
@@ -58,14 +63,21 @@ class Workbench:
             return self.budget.model.staircase_ms(rows).double().numpy()
 
     def train_dense(self, epochs: int, *, searching: bool = False) -> nn.Module:
-        """A fresh network trained for the run's first ``epochs``.
+        """A fresh network trained for the run's first ``epochs``, once for all targets.
 
         Args:
             searching: leave the validation split out of what it is trained on.
         """
         model = self.trainer.prepare(self.fresh_model())
-        stage = Stage("search", epochs, 0, self.all_steps)
-        return self.trainer.train(model, stage, searching=searching)
+
+        def train() -> State:
+            stage = Stage("search", epochs, 0, self.all_steps)
+            self.trainer.train(model, stage, searching=searching)
+            return {"model": model.state_dict()}
+
+        split = "-search-split" if searching else ""
+        model.load_state_dict(self.shared(f"dense-{epochs}-epochs{split}", train)["model"])
+        return model
 
     def split_atoms(self, scores: np.ndarray) -> list[np.ndarray]:
         """(groups, atoms) padded scores -> one (atoms,) array a group."""

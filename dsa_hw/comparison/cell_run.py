@@ -15,6 +15,7 @@ from dsa_hw.baselines import LATENCY_DSA, Workbench, find_method
 from dsa_hw.budgets import ModelledLatency
 from dsa_hw.closed_loop import Measure, Timed
 from dsa_hw.comparison.cells import Cell
+from dsa_hw.comparison.shared_training import SHARED, SharedTraining
 from dsa_hw.config import PruneConfig
 from dsa_hw.console import Progress
 from dsa_hw.errors import InfeasibleBudget
@@ -38,12 +39,19 @@ class CellRun(Run):
     """A run whose small network comes from a method; one process of a machine times at once.
 
     Args:
+        sweep: the sweep's folder.
         timing: held while networks are timed.
     """
+
+    # The test images are looked at once, in the end: a run's accuracy is the only use of them.
+    test_every_epoch = False
+    # What counts in the end is the measurement of all networks of a target against each other.
+    last_measurement = 0.5
 
     def __init__(
         self,
         cell: Cell,
+        sweep: Path,
         timing: FileLock,
         config: PruneConfig,
         folder: RunFolder,
@@ -55,7 +63,7 @@ class CellRun(Run):
         progress: Progress,
     ) -> None:
         super().__init__(config, folder, dense, backend, table, profiled, target_ms, progress)
-        self._cell, self._timing = cell, timing
+        self._cell, self._sweep, self._timing = cell, sweep, timing
         self._method = None if cell.method == LATENCY_DSA else find_method(cell.method)
         if self._method is not None:
             self.epochs_before = self._method.epochs_before(config)
@@ -78,12 +86,8 @@ class CellRun(Run):
 
     def _made_by_method(self) -> Small:
         assert self._method is not None
-        timed_before = self.watch.seconds.get("validate", 0.0)
         with self.watch.measure("search"):
             made = self._method.make(self._workbench())
-        # the closed loop's measurements are counted as validation already
-        timed = self.watch.seconds.get("validate", 0.0) - timed_before
-        self.watch.seconds["search"] -= timed
         difference = None
         if made.source is not None:
             example = self.dense.example
@@ -110,6 +114,7 @@ class CellRun(Run):
             trainer=trainer,
             folder=self.folder,
             search=self.searched,
+            shared=SharedTraining(self._sweep, self.config.seed, self.watch),
         )
 
     def _fresh_model(self) -> nn.Module:
@@ -142,6 +147,7 @@ class CellRun(Run):
         onnx_difference: float,
     ) -> dict[str, Any]:
         result = super()._result(small, measured, dense_accuracy, accuracy, onnx_difference)
+        result["seconds"]["search"] += self.watch.seconds.get(SHARED, 0.0)
         return result | self._method_record()
 
     def _method_record(self) -> dict[str, Any]:
@@ -158,7 +164,7 @@ def train_dense(
 ) -> dict[str, Any]:
     """The dense network, trained for as many epochs; its accuracy."""
     assert dense.data is not None
-    trainer = Trainer(config, dense.data, folder, progress)
+    trainer = Trainer(config, dense.data, folder, progress, test_every_epoch=False)
     watch = Stopwatch(folder)
     with watch.measure("dense"):
         model = trainer.prepare(build_model(config, dense.data.num_classes))

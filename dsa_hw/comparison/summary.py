@@ -41,8 +41,13 @@ def summarize(
     graph: DeployedGraph,
     profiled: ProfiledNetwork,
     table: LatencyTable,
+    failed: dict[str, str],
 ) -> Record:
-    """The content of the sweep's ``result.json``."""
+    """The content of the sweep's ``result.json``.
+
+    Args:
+        failed: what went wrong in runs that broke off, by their names.
+    """
     sweep = Path(config.out)
     read = {c: RunFolder(c.folder(sweep)).read_json(RESULT_FILE) for c in cells}
     done = {c: r for c, r in read.items() if r is not None}
@@ -78,6 +83,7 @@ def summarize(
         "gains": [g for label in labels for g in _gains(names, label, records)],
         "cells": records,
         "unfinished": [c.name for c in plan(config) if c not in done],
+        "failed": failed,
         "networks": _networks(graph, table),
         "staircases": _staircases(graph, table),
         "calibration": {
@@ -85,7 +91,7 @@ def summarize(
             "heldout_max_pct": profiled.latency.calibration.heldout_max_pct,
         },
         "environment": provenance | {"torch": torch.__version__},
-        "warnings": _warnings(done),
+        "warnings": [f"{n} failed: {problem}" for n, problem in failed.items()] + _warnings(done),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +58,65 @@ def compare(config: CompareConfig, progress: Progress) -> dict[str, Any]:
     """
     folder = RunFolder.check(config.out, config, EXTENSIBLE)
     cells = plan(config)
-    ground = _prepare(config, cells, folder.path, progress)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.write_text(CONFIG_FILE, to_yaml(config))
-    for number, cell in enumerate(cells, start=1):
-        _work(config, cell, ground, f"run {number} of {len(cells)}", progress)
+    ground = _prepare(config, cells, folder, progress)
+    failed: dict[str, str] = {}
+    for number, (cell, following) in enumerate(
+        zip(cells, [*cells[1:], None], strict=True), start=1
+    ):
+        which = f"run {number} of {len(cells)}"
+        if (problem := _tried(config, cell, ground, which, progress)) is not None:
+            failed[cell.name] = problem
+        if following is not None and _last_of_its_target(cell, following):
+            _write_up(config, cells, ground, folder, failed)
     left = [c for c in cells if not (c.folder(folder.path) / RESULT_FILE).is_file()]
-    if left:
-        progress.say(f"{len(left)} runs are in other processes' hands ({left[0].name}, ...)")
+    others = [c.name for c in left if c.name not in failed]
+    if others:
+        progress.say(f"{len(others)} runs are in other processes' hands ({others[0]}, ...)")
     else:
         with _timing_lock(folder.path):
             time_everything(config, cells, ground.dense.graph, ground.backend, progress)
-    return _write_up(config, cells, ground, folder)
+    return _write_up(config, cells, ground, folder, failed)
 
 
-def _prepare(config: CompareConfig, cells: list[Cell], path: Path, progress: Progress) -> Ground:
-    """Data, network and latency model; targets that cannot be are refused before anything runs."""
-    first = run_config(config, cells[0])
-    dense = load_dense(first)
+def _last_of_its_target(cell: Cell, following: Cell) -> bool:
+    """Whether all methods have had their turn at the cell's target and seed."""
+    return cell.target is not None and (cell.target, cell.seed) != (
+        following.target,
+        following.seed,
+    )
+
+
+def _tried(
+    config: CompareConfig, cell: Cell, ground: Ground, which: str, progress: Progress
+) -> str | None:
+    """Do one run; returns what went wrong, if something did.
+
+    One method's failure must not keep the others from a night's work. It is kept in a file beside
+    the run's folder, said at once and in the sweep's result, and tried again by the next call.
+    """
+    path = cell.folder(Path(config.out))
+    problem_file = path.with_name(f"{path.name}.error")
+    try:
+        _work(config, cell, ground, which, progress)
+    except Exception as error:
+        problem_file.write_text(traceback.format_exc(), encoding="utf-8")
+        problem = f"{type(error).__name__}: {error}"
+        progress.say(f"{cell.name} failed; the others go on. {problem} ({problem_file})")
+        return problem
+    problem_file.unlink(missing_ok=True)
+    return None
+
+
+def _prepare(
+    config: CompareConfig, cells: list[Cell], folder: RunFolder, progress: Progress
+) -> Ground:
+    """Device, data, network and latency model; what cannot be is refused before anything runs."""
     backend = configured_backend(config)
-    path.mkdir(parents=True, exist_ok=True)
-    with _timing_lock(path):
+    dense = load_dense(run_config(config, cells[0]))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    # At once: a folder without it is not taken up again, and profiling takes minutes.
+    folder.write_text(CONFIG_FILE, to_yaml(config))
+    with _timing_lock(folder.path):
         table = configured_table(config, backend)
         progress.say(f"latency table: {table.path}")
         profiled = profile_network(
@@ -111,7 +150,7 @@ def _work(
         target_ms = check_target(own, ground.profiled)
         assert target_ms is not None
         CellRun(
-            cell, _timing_lock(sweep), own, folder, dense, ground.backend, ground.table,
+            cell, sweep, _timing_lock(sweep), own, folder, dense, ground.backend, ground.table,
             ground.profiled, target_ms, progress,
         ).result()  # fmt: skip
 
@@ -122,10 +161,16 @@ def _timing_lock(sweep: Path) -> FileLock:
 
 
 def _write_up(
-    config: CompareConfig, cells: list[Cell], ground: Ground, folder: RunFolder
+    config: CompareConfig,
+    cells: list[Cell],
+    ground: Ground,
+    folder: RunFolder,
+    failed: dict[str, str],
 ) -> dict[str, Any]:
-    result = summarize(config, cells, ground.dense.graph, ground.profiled, ground.table)
-    folder.write_json(RESULT_FILE, result)
-    folder.write_text(CSV_FILE, to_csv(result["cells"]))
-    write_comparison_report(folder.path)
+    """Result, table and report of what is there so far."""
+    result = summarize(config, cells, ground.dense.graph, ground.profiled, ground.table, failed)
+    with FileLock(folder.path / "report.lock"):
+        folder.write_json(RESULT_FILE, result)
+        folder.write_text(CSV_FILE, to_csv(result["cells"]))
+        write_comparison_report(folder.path)
     return result
