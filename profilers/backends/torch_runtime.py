@@ -38,6 +38,7 @@ MODES = {
 """How each of the backends' names runs a model."""
 CPU_MODES = {"torch-eager": "eager", "torch-compile": "torch.compile"}
 """The same on the CPU."""
+MOST_KEPT_BY_HOST = 512
 
 
 class TorchRuntime:
@@ -149,7 +150,7 @@ class TorchRuntime:
     def _keeping(self) -> KeptModels[Callable[[], object]]:
         if self._on_cuda:
             return KeptModels(card_is_full, release_cached_memory)
-        return KeptModels(lambda: False, lambda: None)
+        return KeptModels(lambda: False, lambda: None, MOST_KEPT_BY_HOST)
 
     def _prepared(self, model: onnx.ModelProto, repeats: int) -> Callable[[], object]:
         module, shapes = self._module(model)
@@ -170,6 +171,7 @@ class TorchRuntime:
 
         if self._stream is None:
             return run
+        self._stream.wait_stream(torch.cuda.current_stream())  # which placed weights and inputs
         with torch.cuda.stream(self._stream):
             output = run()
         self._stream.synchronize()
