@@ -6,6 +6,7 @@ compared across runtimes.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,11 +160,8 @@ class TorchRuntime:
         inputs = [self._placed(host) for host in hosts]
         call: Callable[..., torch.Tensor] = module
         if self.name == "torch-compile":
-            # Modules share their code: after some recompilations of it PyTorch would run them
-            # eagerly. Earlier ones need not be compiled again, they are CUDA graphs (on the CPU
-            # they are, at their next call). Inductor's own graphs would copy the inputs.
-            torch.compiler.reset()
-            call = torch.compile(module, dynamic=False, fullgraph=True)
+            # Not with Inductor's own graphs: they would copy the inputs.
+            call = torch.compile(with_own_code(module), dynamic=False, fullgraph=True)
 
         def run() -> torch.Tensor:
             with torch.inference_mode(), self._autocast():
@@ -216,6 +214,16 @@ class TorchRuntime:
 
     def _placed(self, value: torch.Tensor) -> torch.Tensor:
         return value.to(self._device, self._dtype).contiguous(memory_format=_format(value))
+
+
+def with_own_code(module: OnnxModule) -> Callable[..., torch.Tensor]:
+    """The module's forward pass, sharing no code with another's.
+
+    PyTorch counts recompilations by code, and gives up after some: all modules would be one.
+    """
+    shared = OnnxModule.forward
+    own = types.FunctionType(shared.__code__.replace(), shared.__globals__, shared.__name__)
+    return types.MethodType(own, module)
 
 
 def _format(value: torch.Tensor) -> torch.memory_format:
