@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -50,10 +51,11 @@ from dsa_hw.search import DSAPruner, SearchSettings
 from dsa_hw.validation import loop_measure, time_networks
 from profilers.backends import Backend, open_backend
 from profilers.backends.isolated import Isolated
+from profilers.backends.parallel import members_of
 from profilers.errors import BackendUnavailable, MeasuringStopped
 from profilers.steps import canonical_layers, sweep_keys
 from profilers.table import LatencyTable, NetworkKey
-from profilers.timing import ratio
+from profilers.timing import Measurement, ratio
 
 NAME = "gpu_suite"
 BUDGET_S = {
@@ -73,7 +75,7 @@ class Scale:
         backends: all that are tried; the device's best one goes first.
         networks: whole networks a table, the dense one included.
         targets: parts of the dense latency to prune to.
-        step_batch: training batch of the step overhead.
+        step_batch, turns: training batch of the step overhead, and how often it is timed.
     """
 
     models: tuple[str, ...]
@@ -85,7 +87,7 @@ class Scale:
     targets: tuple[float, ...]
     measure_s: float
     step_batch: int
-    steps: int
+    turns: int
 
 
 FULL = Scale(
@@ -93,15 +95,15 @@ FULL = Scale(
     backends=("tensorrt", "tensorrt-rtx", "onnxruntime", "onnxruntime-tensorrt", "torch",
               "torch-compile"),
     precision="fp16", networks=21, rounds=2, targets=(0.7, 0.5, 0.3), measure_s=5.0,
-    step_batch=64, steps=20,
+    step_batch=64, turns=8,
 )  # fmt: skip
 QUICK = Scale(
     models=("resnet50",), batches=(1,), backends=("torch",), precision="fp16", networks=9,
-    rounds=2, targets=(0.5,), measure_s=3.0, step_batch=32, steps=10,
+    rounds=2, targets=(0.5,), measure_s=3.0, step_batch=32, turns=4,
 )  # fmt: skip
 ON_CPU = Scale(
     models=("cifar_resnet20",), batches=(1,), backends=("onnxruntime", "torch-compile"),
-    precision="fp32", networks=4, rounds=2, targets=(0.7,), measure_s=0.2, step_batch=4, steps=2,
+    precision="fp32", networks=4, rounds=2, targets=(0.7,), measure_s=0.2, step_batch=4, turns=2,
 )  # fmt: skip
 
 
@@ -158,9 +160,10 @@ class Suite:
     def interrupt(self) -> None:
         """End the worker processes: what waits for them fails, and the next question starts new
         ones. For another thread, when a part does not come back."""
-        for backend in self._opened.values():
-            if isinstance(backend, Isolated):
-                backend.interrupt()
+        for backend in list(self._opened.values()):
+            for member in members_of(backend):
+                if isinstance(member, Isolated):
+                    member.interrupt()
 
     # -- parts -----------------------------------------------------------------------------
 
@@ -200,26 +203,38 @@ class Suite:
         }  # fmt: skip
 
     def dense_on(self, name: str, deadline: Deadline) -> Figures:
-        """Latency of the dense networks on one backend, without a table."""
-        figures: Figures = {}
-        for size in self.scale.batches:
-            backend = self.backend(name, size)
-            for model in self.scale.models:
-                deadline.check(f"{model} at batch {size}")
-                _, graph = self._network(self._config(model, size))
-                timed = time_networks(
-                    backend, {"dense": graph.resized(graph.dense_widths)},
-                    time_limit_s=min(self.scale.measure_s, deadline.left_s()),
-                )["dense"]  # fmt: skip
-                figures[f"{model} b{size}"] = {
+        """Latency of the dense networks on one backend, without a table; each is kept at once."""
+        path = self.folder / f"dense-{name}.json"
+        found: Figures = {"networks": {}}
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+        networks = found["networks"]
+        cases = [(m, size) for size in self.scale.batches for m in self.scale.models]
+        left = [(m, size) for m, size in cases if _title(m, size) not in networks]
+        try:
+            while left and not (networks and deadline.over()):
+                model, size = left[0]
+                deadline.check(_title(model, size))
+                timed = self._dense(name, model, size, deadline)
+                networks[_title(model, size)] = {
                     "ms": timed.median_ms, "ci95_ms": list(timed.ci95_ms),
                     "warning": timed.warning,
                 }  # fmt: skip
-            figures["provenance"] = backend.provenance()
-            figures.setdefault("notes", list(backend.notes()))
-            self._release(name, size)
-        pairs = [f"{k} {v['ms']:.4g} ms" for k, v in figures.items() if " b" in k]
-        return {"summary": ", ".join(pairs)} | figures
+                left.pop(0)
+                backend = self.backend(name, size)
+                found |= {"provenance": backend.provenance(), "notes": list(backend.notes())}
+                write_json(path, found)
+        finally:
+            for size in self.scale.batches:
+                self._release(name, size)
+        pairs = ", ".join(f"{title} {v['ms']:.4g} ms" for title, v in networks.items())
+        return found | {"summary": pairs, "left": len(left)}
+
+    def _dense(self, name: str, model: str, size: int, deadline: Deadline) -> Measurement:
+        _, graph = self._network(self._config(model, size))
+        dense: dict[str, bytes | Path] = {"dense": graph.resized(graph.dense_widths)}
+        limit_s = min(self.scale.measure_s, deadline.left_s())
+        return time_networks(self.backend(name, size), dense, time_limit_s=limit_s)["dense"]
 
     def prune(self, target: float, deadline: Deadline) -> Figures:
         """To a part of the dense latency, by the closed loop; measured once more at the end."""
@@ -274,12 +289,13 @@ class Suite:
     def energy(self, deadline: Deadline) -> Figures:
         """Millijoules of the card a run, dense and at the middle target."""
         found = self._first(deadline)
-        if not isinstance(found.backend, Isolated):
+        backend = members_of(found.backend)[0]
+        if not isinstance(backend, Isolated):
             raise NotHere("energy is counted by NVIDIA cards")
         target = self.scale.targets[len(self.scale.targets) // 2]
         widths, _ = self._allocated(found, target, deadline)
-        dense = found.backend.energy_mj(found.graph.resized(found.graph.dense_widths))
-        pruned = found.backend.energy_mj(found.graph.resized(widths))
+        dense = backend.energy_mj(found.graph.resized(found.graph.dense_widths))
+        pruned = backend.energy_mj(found.graph.resized(widths))
         if dense is None or pruned is None:
             raise NotHere("the card does not count its energy, or NVML is absent")
         return {
@@ -289,14 +305,25 @@ class Suite:
         }
 
     def step_overhead(self, deadline: Deadline) -> Figures:
-        """A training step with DSA over one without, masks live; both on the same batch."""
+        """A training step with DSA over one without, masks live; both on the same batch.
+
+        A turn is one cadence of steps, with its validation pass, on either side.
+        """
         found = self._first(deadline)
-        plain_ms, dsa_ms = self._step_ms(found, False), self._step_ms(found, True)
+        plain, dsa = self._training(found, False), self._training(found, True)
+        turns = []
+        for _ in range(self.scale.turns):
+            if len(turns) > 1 and deadline.over():
+                break
+            turns.append((plain(), dsa()))
+        plain_ms, dsa_ms = (statistics.median(side) for side in zip(*turns, strict=True))
+        value = statistics.median(b / a for a, b in turns)
         return {
-            "summary": f"{plain_ms:.3g} ms a training step, {dsa_ms / plain_ms:.3f} times with DSA",
+            "summary": f"{plain_ms:.3g} ms a training step, {value:.3f} times with DSA",
             "plain_ms": plain_ms,
             "dsa_ms": dsa_ms,
-            "ratio": dsa_ms / plain_ms,
+            "ratio": value,
+            "turns": len(turns),
         }
 
     def staircases(self, deadline: Deadline) -> Figures:
@@ -313,9 +340,10 @@ class Suite:
     def layers_inside(self, deadline: Deadline) -> Figures:
         """Each layer's time inside the network by the runtime's profiler, where it has one."""
         found = self._first(deadline)
-        if not isinstance(found.backend, Isolated) or not found.backend.name.startswith("tensorrt"):
+        backend = members_of(found.backend)[0]
+        if not isinstance(backend, Isolated) or not backend.name.startswith("tensorrt"):
             raise NotHere("only tensorrt and tensorrt-rtx profile the layers of a network")
-        times = found.backend.layer_times(found.graph.resized(found.graph.dense_widths))
+        times = backend.layer_times(found.graph.resized(found.graph.dense_widths))
         by_node: dict[str, float] = times["by_node"]
         slowest = max(by_node, key=lambda name: by_node[name])
         reformat_ms, other_ms = times["reformat_ms"], sum(times["other_ms"].values())
@@ -352,8 +380,9 @@ class Suite:
         backend = self._opened.pop((name, batch), None)
         for key in [k for k in self._profiled if k[1:] == (batch, name)]:
             del self._profiled[key]
-        if isinstance(backend, Isolated):
-            backend.close()
+        for member in () if backend is None else members_of(backend):
+            if isinstance(member, Isolated):
+                member.close()
 
     def _first(self, deadline: Deadline) -> Profiled:
         return self._profile(self.scale.models[0], self.scale.batches[0], None, deadline)
@@ -440,7 +469,8 @@ class Suite:
         time_limit_s = min(2 * self.scale.measure_s, deadline.left_s())
         return time_networks(found.backend, models, time_limit_s=time_limit_s)
 
-    def _step_ms(self, found: Profiled, with_dsa: bool) -> float:
+    def _training(self, found: Profiled, with_dsa: bool) -> Callable[[], float]:
+        """Gives the ms of a training step, over a cadence of them; the search has begun."""
         scale = self.scale
         config = ProfileConfig(model=scale.models[0], batch_size=scale.step_batch)
         device = torch.device(self.device.split(",")[0])
@@ -449,35 +479,39 @@ class Suite:
             classes = model(x[:2]).shape[1]
         y = torch.randint(classes, (len(x),), device=device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        warm = 5
+        settings = SearchSettings(warmup=(0.0, 0.0), log_every=10**6)
         pruner = None
         if with_dsa:
             target_ms = 0.5 * max(p.measured_ms for p in found.latency.calibration.points)
-            settings = SearchSettings(warmup=(0.0, 0.0), log_every=10**6)
             pruner = DSAPruner(
                 model, x[: scale.batches[0]], LatencyBudget(found.table, target_ms),
-                total_steps=scale.steps + warm, settings=settings,
+                total_steps=10**4, settings=settings,
             )  # fmt: skip
 
         def loss() -> torch.Tensor:
             with torch.autocast(device.type, torch.bfloat16):
                 return nn.functional.cross_entropy(model(x).float(), y)
 
-        def step() -> None:
-            loss().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if pruner is not None:
-                pruner.step(validation_loss=loss)
+        def steps() -> float:
+            _wait(device)
+            started = time.perf_counter()
+            for _ in range(settings.validation_every):
+                loss().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                if pruner is not None:
+                    pruner.step(validation_loss=loss)
+            _wait(device)
+            return (time.perf_counter() - started) * 1e3 / settings.validation_every
 
-        for _ in range(warm):
-            step()
-        _wait(device)
-        started = time.perf_counter()
-        for _ in range(scale.steps):
-            step()
-        _wait(device)
-        return (time.perf_counter() - started) * 1e3 / scale.steps
+        for _ in range(2):  # the search begins at the first cadence
+            steps()
+        assert pruner is None or pruner.searching
+        return steps
+
+
+def _title(model: str, batch: int) -> str:
+    return f"{model} b{batch}"
 
 
 def _values(found: Profiled, choices: Any) -> list[np.ndarray]:
@@ -546,7 +580,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from profilers.backends.cuda_device import check_cuda
 
         try:
-            check_cuda(options.device.split(",")[0])
+            for each in options.device.split(","):
+                check_cuda(each)
         except BackendUnavailable as error:
             print(f"{NAME}: {error}", file=sys.stderr)
             return 2

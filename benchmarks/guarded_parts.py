@@ -23,6 +23,8 @@ Clock = Callable[[], float]
 STATE_FILE = "state.json"
 GRACE_S = 45.0
 """What a part may take beyond its time before it is interrupted: it asks only now and then."""
+LEAST_S = 5.0
+"""With less time than this a part is not begun."""
 FINISHED = ("done", "absent")
 TURN = {"early": 1, "failed": 2}
 """When a part's turn comes that was run before; the others go first."""
@@ -106,7 +108,7 @@ def run_parts(
 
     pending = [n for n in parts if records.get(n, {}).get("status") not in FINISHED]
     for number, name in enumerate(sorted(pending, key=turn), start=1):
-        if not end.over():
+        if end.left_s() >= min(LEAST_S, parts[name].budget_s):
             limit_s = min(parts[name].budget_s, end.left_s())
             say(f"[{number}/{len(pending)}] {name} (at most {limit_s:.0f} s)")
             found = guarded(parts[name], limit_s, interrupt, clock)

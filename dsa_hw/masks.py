@@ -45,6 +45,7 @@ class MaskStore:
         self._all: Tensor | None = None
         self._all_gates: Tensor | None = None
         self._by_layer: tuple[Tensor, ...] = ()
+        self._constant: Tensor | None = None
 
     @property
     def indices(self) -> list[Tensor]:
@@ -86,10 +87,22 @@ class MaskStore:
         laid_out = flat[self._all]
         if self._all_gates is not None:
             laid_out = laid_out * flat[self._all_gates]
-        if self._with_gradients and not laid_out.requires_grad:
-            self.gates = laid_out = laid_out.requires_grad_()
+        if not laid_out.requires_grad:
+            laid_out = self._in_place(laid_out)
+            self.gates = laid_out if self._with_gradients else None
         with torch.set_grad_enabled(laid_out.requires_grad):  # masks are set under no_grad, too
             self._by_layer = laid_out.split([len(index) for index in self._indices])
+
+    def _in_place(self, masks: Tensor) -> Tensor:
+        """``masks``, where the constant ones before them were: a training step that was captured
+        as a CUDA graph knows them, and what collects their gradients, by address."""
+        held = self._constant
+        if held is None or held.shape != masks.shape or held.device != masks.device:
+            held = self._constant = masks.detach().requires_grad_(self._with_gradients)
+        else:
+            with torch.no_grad():
+                held.copy_(masks)
+        return held
 
     def _gate_positions(self, device: torch.device) -> Tensor | None:
         """(channels of all layers,) where their gates are in ``flat``; None if there are none."""

@@ -119,6 +119,9 @@ class DSAPruner:
         ...     pruner.step(validation_loss=lambda: criterion(model(xv), yv))
         >>> small = pruner.finish()                                          # doctest: +SKIP
 
+    A training step may be a CUDA graph: masks change in place. It is captured anew when the search
+    begins (``searching``), since there are none before.
+
     Args:
         model: trained in place; masks are live in it until ``finish``.
         example_inputs: (N, C, H, W) on the model's device; N is the deployed batch size.

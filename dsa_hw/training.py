@@ -323,6 +323,7 @@ class Trainer:
             drop_last=len_of(dataset) > size,
             num_workers=torch.get_num_threads(),
             generator=torch.Generator().manual_seed(seed),
+            pin_memory=self.device.type == "cuda",
         )
         return self._on_device(self._accelerator.prepare_data_loader(loader))
 
@@ -342,8 +343,8 @@ class Trainer:
     def _on_device(self, source: Batches) -> Batches:
         for x, y in source:
             yield (
-                x.to(self.device, memory_format=torch.channels_last, non_blocking=True),
-                y.to(self.device, non_blocking=True),
+                unwaited(x.contiguous(memory_format=torch.channels_last), self.device),
+                unwaited(y, self.device),
             )
 
 
@@ -372,12 +373,24 @@ class StreamedLoss:
         return self._loss(*next(self._stream))
 
 
+def unwaited(value: Tensor, device: torch.device) -> Tensor:
+    """``value`` on ``device``, by way of pinned memory: a copy from any other is waited for."""
+    if device.type == "cuda" and value.device.type == "cpu" and not value.is_pinned():
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
+
+
 def make_optimizer(model: nn.Module, config: PruneConfig) -> torch.optim.Optimizer:
-    """The configured optimizer over a model's parameters."""
+    """The configured optimizer over a model's parameters.
+
+    On CUDA it is the fused one, which alone leaves it to the device to skip a step whose float16
+    gradients overflowed: Accelerate's scaler reads that on the host for the others.
+    """
     groups = parameter_groups(model, config.weight_decay)
+    fused = all(p.is_cuda for p in model.parameters()) or None
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=MOMENTUM, nesterov=True)
+        return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=MOMENTUM, nesterov=True, fused=fused)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -11,6 +11,7 @@ from dsa_hw.cli import run_command
 from dsa_hw.config import ValidateConfig
 
 if TYPE_CHECKING:
+    from profilers.backends import Backend
     from profilers.timing import Measurement
 
 
@@ -34,6 +35,7 @@ def _validate_file(config: ValidateConfig, path: Path) -> None:
     backend = configured_backend(config)
     found = time_networks(backend, {"network": path}, time_limit_s=config.measure_seconds)
     _print_measured(found["network"])
+    _print_card(backend, path)
 
 
 def _validate_run(config: ValidateConfig, path: Path) -> None:
@@ -61,6 +63,7 @@ def _validate_run(config: ValidateConfig, path: Path) -> None:
         target_ratio=result["target_ratio"], time_limit_s=config.measure_seconds,
     )  # fmt: skip
     _print_measured(found.pruned)
+    _print_card(backend, path / ONNX_FILE)
     before = result["pruned"]
     print(f"at pruning: {before['measured_ms']:.4g} ms, predicted {before['predicted_ms']:.4g}")
     if found.dense_ms is not None:
@@ -87,6 +90,17 @@ def _print_measured(measured: Measurement) -> None:
     print(f"measured:  {measured.median_ms:.4g} ms (95% interval {low:.4g} to {high:.4g})")
     if measured.warning:
         print(f"warning:   {measured.warning}")
+
+
+def _print_card(backend: Backend, network: Path) -> None:
+    """What the card says of itself: energy, and what disturbed it."""
+    from profilers.backends import CountsEnergy
+
+    energy = backend.energy_mj(network) if isinstance(backend, CountsEnergy) else None
+    if energy is not None:
+        print(f"energy:    {energy:.4g} mJ a run, of the whole card")
+    for observation in backend.observations():
+        print(f"note:      {observation}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,6 +29,8 @@ other guests of the host come and go, and would put its own noise on what it cor
 FIRST_READINGS = 9
 UNSTABLE_SPREAD_PCT = 8.0
 EXTRA_ROUNDS = 2
+MODEL_BYTES = 2**30
+"""Of whole networks that are kept for their next rounds: building one takes longer than a round."""
 PACK_BYTES = 256 * 2**20
 """Of a pack's inputs, outputs and weights: packing is for small layers."""
 
@@ -186,11 +188,33 @@ def _refuse_to_mix(table: LatencyTable, backend: Backend, missing: int) -> None:
         )
 
 
+class _Models:
+    """What requests are measured as; networks are built once, the first of them that fit.
+
+    Args:
+        room: bytes that may be kept.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._kept: dict[Key, bytes] = {}
+
+    def of(self, request: Request) -> bytes:
+        """A request's model."""
+        if request.key in self._kept:
+            return self._kept[request.key]
+        model = request.model()
+        if not isinstance(request.key, LayerKey) and len(model) <= self._room:
+            self._kept[request.key] = model
+            self._room -= len(model)
+        return model
+
+
 class _Station:
     """One device at work; keeps its reference's last time fresh."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, models: _Models) -> None:
+        self._backend, self._models = backend, models
         self._reference = Reference(backend)
         self._readings: deque[float] = deque(maxlen=REFERENCE_READINGS)
         self._reference_at = float("-inf")
@@ -218,7 +242,7 @@ class _Station:
                 yield request, self._alone(request), reference_ms
 
     def _alone(self, request: Request) -> Round:
-        model = request.model()
+        model = self._models.of(request)
         if isinstance(request.key, LayerKey):
             opened, plan = self._backend.open_layer(model), LAYER_PLAN
         else:
@@ -253,7 +277,8 @@ class _Session:
         self._on_progress = on_progress
         self._stop = stop or (lambda: False)
         members = members_of(backend)
-        self._stations = [_Station(member) for member in members]
+        models = _Models(MODEL_BYTES)
+        self._stations = [_Station(member, models) for member in members]
         first = members[0]
         self._packs = packs_of(
             requests, first.layers_per_pack if isinstance(first, TimesPacks) else 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -99,15 +100,24 @@ class Card:
             raise NvmlAbsent(f"NVML does not know the card ({error})") from error
 
     def fingerprint(self) -> GpuFingerprint:
-        """Who the card is."""
+        """Who the card is.
+
+        Raises:
+            NvmlAbsent: NVML does not say, as in some containers and virtual machines.
+        """
         nvml, handle = self._nvml, self._handle
-        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        try:
+            name, driver = nvml.nvmlDeviceGetName(handle), nvml.nvmlSystemGetDriverVersion()
+            major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle).total
+        except nvml.NVMLError as error:
+            raise NvmlAbsent(f"NVML does not tell what the card is ({error})") from error
         return GpuFingerprint(
-            name=_text(nvml.nvmlDeviceGetName(handle)),
+            name=_text(name),
             uuid_sha256=hashed(self._uuid),
-            driver=_text(nvml.nvmlSystemGetDriverVersion()),
+            driver=_text(driver),
             compute_capability=f"{major}.{minor}",
-            memory_mib=nvml.nvmlDeviceGetMemoryInfo(handle).total // 2**20,
+            memory_mib=memory // 2**20,
             power_limit_w=self._ask("nvmlDeviceGetEnforcedPowerLimit", 0) // 1000,
             sm_clock_max_mhz=self._ask("nvmlDeviceGetMaxClockInfo", 0, nvml.NVML_CLOCK_SM),
             memory_clock_max_mhz=self._ask("nvmlDeviceGetMaxClockInfo", 0, nvml.NVML_CLOCK_MEM),
@@ -124,6 +134,10 @@ class Card:
             power_w=None if power is None else power / 1000,
             other_processes=self._others(own_pids),
         )
+
+    def index(self) -> int:
+        """Its number for nvidia-smi."""
+        return self._ask("nvmlDeviceGetIndex", 0)
 
     def energy_mj(self) -> int | None:
         """Millijoules since the driver was loaded; None where the card does not count them."""
@@ -142,8 +156,8 @@ class Card:
         running = self._ask("nvmlDeviceGetComputeRunningProcesses", None) or ()
         pids = {process.pid for process in running}
         own = pids & set(own_pids)
-        if pids and own_pids and not own:  # a container: the driver counts in another namespace
-            return len(pids) - 1
+        if not own:  # a container: the driver counts in another namespace
+            return max(0, len(pids) - len(own_pids))
         return len(pids - own)
 
     def _ask(self, name: str, otherwise: Any, *arguments: Any) -> Any:
@@ -159,13 +173,14 @@ class Watch:
 
     Args:
         card: None where NVML is absent: every round counts then.
-        own_pids: processes that belong to the measurement.
+        own_pids: gives the processes that belong to the measurement.
     """
 
     def __init__(self, card: Card | None, own_pids: Callable[[], Collection[int]]) -> None:
         self.card = card
         self._own_pids = own_pids
         self._fastest_mhz = 0
+        self._held_mhz: int | None = None
         self.dropped: Counter[str] = Counter()
         self.kept_throttled = 0
         self.kept_in_a_row = 0
@@ -180,6 +195,8 @@ class Watch:
         assert after is not None
         found = dict.fromkeys([*before.throttling, *after.throttling])
         clock = after.sm_clock_mhz
+        if found and clock is not None:
+            self._held_mhz = min(clock, self._held_mhz or clock)
         if clock is not None:
             self._fastest_mhz = max(self._fastest_mhz, clock)
             if clock < SLOW_CLOCK * self._fastest_mhz:
@@ -212,9 +229,11 @@ class Watch:
             counts = ", ".join(f"{reason} {count}" for reason, count in self.dropped.items())
             found.append(f"rounds dropped because the card was held back: {counts}")
         if self.kept_throttled:
+            index = 0 if self.card is None else self.card.index()
+            lock, release = lock_clock_commands(index, self._held_mhz)
             found.append(
                 f"{self.kept_throttled} rounds were kept although the card was held back every "
-                f"time; lock its clocks:  {lock_clock_commands()[0]}"
+                f"time; lock its clocks:  {lock}  (and afterwards:  {release})"
             )
         if self.most_others:
             found.append(f"other processes used the card meanwhile: up to {self.most_others}")
@@ -240,7 +259,11 @@ def energy_per_run_mj(
 
 
 def lock_clock_commands(index: int = 0, sm_clock_mhz: int | None = None) -> tuple[str, str]:
-    """(lock, release): for a user with the rights to run them; this project never does."""
+    """(lock, release): for a user with the rights to run them; this project never does.
+
+    Args:
+        sm_clock_mhz: one that the card keeps up, as the lowest to which it was held back.
+    """
     clock = sm_clock_mhz or "MHZ"
     return (
         f"sudo nvidia-smi -i {index} --lock-gpu-clocks={clock},{clock}",
@@ -248,9 +271,13 @@ def lock_clock_commands(index: int = 0, sm_clock_mhz: int | None = None) -> tupl
     )
 
 
-def measuring_pids(worker: int | None) -> Collection[int]:
-    """This process and the one that measures for it."""
-    return {os.getpid()} if worker is None else {os.getpid(), worker}
+def measuring_pids() -> Collection[int]:
+    """The processes that this one started, and itself where it has used a card (trained on it)."""
+    import psutil
+
+    torch = sys.modules.get("torch")
+    own = {os.getpid()} if torch is not None and torch.cuda.is_initialized() else set()
+    return own | {child.pid for child in psutil.Process().children()}
 
 
 def _library() -> Any:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import io
+import json
+import subprocess
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -31,18 +34,22 @@ from profilers.backends.cuda_clock import (
     EventClock,
     HostClock,
     captured,
+    with_copies,
 )
+from profilers.backends.isolated import Worker
 from profilers.backends.kept import KeptModels
 from profilers.backends.model_files import KEPT, ModelFiles, model_key
 from profilers.backends.onnx_torch import OnnxModule
 from profilers.backends.onnxruntime_cuda import (
+    BoundSession,
     check_provider,
     open_session,
     refusal_to_be_captured,
 )
 from profilers.backends.parallel import Parallel
-from profilers.backends.selection import PREFERENCE, choose
+from profilers.backends.selection import PREFERENCE, choose, probe
 from profilers.backends.torch_runtime import TorchRuntime
+from profilers.backends.worker import Server
 from profilers.collect import Request, call_ms, collect
 from profilers.errors import BackendUnavailable
 from profilers.onnx_layers import layer_model
@@ -226,6 +233,10 @@ def test_every_model_is_compiled_and_none_runs_eagerly(monkeypatch: pytest.Monke
         with runtime.open(model) as runner:
             assert runner.elapsed_ms(2) > 0
         assert len(compiled) == number
+    for model in models:  # the next round
+        with runtime.open(model) as runner:
+            assert runner.elapsed_ms(1) > 0
+    assert len(compiled) == len(models)
     assert runtime.layers_pay_call
     assert runtime.provenance()["provider"] == "torch.compile, channels-last"
 
@@ -251,6 +262,92 @@ def test_torch_in_a_worker_of_its_own() -> None:
     broken: Any = backend
     with pytest.raises(BackendUnavailable, match="has no profiler of layers"):
         broken.layer_times(exported)
+
+
+# -- the process that measures ---------------------------------------------------------------
+
+
+@pytest.fixture
+def eager() -> Iterator[Any]:
+    backend: Any = open_backend("cpu", backend="torch-eager")
+    yield backend
+    backend.close()
+
+
+def test_a_worker_that_died_is_told_once_and_replaced(eager: Any) -> None:
+    process = eager._worker
+    assert process.ask({"describe": True})["uuid"] is None
+    process.kill()
+    process._process.wait()
+    with pytest.raises(BackendUnavailable, match="ended unexpectedly"):
+        process.ask({"describe": True})
+    assert process.ask({"describe": True})["uuid"] is None
+
+
+def test_letting_go_of_a_model_starts_no_process(eager: Any) -> None:
+    """A process takes seconds to start, and would hide why the one before it ended."""
+    with eager.open(layer_model(CONV, 8, 8)) as runner:
+        eager.interrupt()
+        with pytest.raises(BackendUnavailable, match="ended unexpectedly"):
+            runner.elapsed_ms(1)
+    assert eager._worker._process is None
+
+
+def test_a_worker_whose_cuda_is_broken_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a kernel's bad access every call fails, whatever the model."""
+
+    def failing(request: dict[str, Any]) -> dict[str, Any]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    server = Server({"device": "cpu"})
+    monkeypatch.setattr(server, "_answer", failing)
+    answer = server.answer({"open": "model.onnx", "layer": True})
+    assert not answer["broken"]  # no card was used here: the model is to blame
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: failing({}))
+    answer = server.answer({"open": "model.onnx", "layer": True})
+
+    for broken in (False, True):
+        worker: Any = Worker({})
+        ended: list[str] = []
+        worker._process = SimpleNamespace(
+            stdin=io.StringIO(), stdout=io.StringIO(json.dumps(answer | {"broken": broken}) + "\n"),
+            wait=lambda timeout, ended=ended: ended.append("waited for"),
+        )  # fmt: skip
+        with pytest.raises(BackendUnavailable, match=r"refused a model.*illegal memory access"):
+            worker.ask({"open": "model.onnx", "layer": True})
+        assert (worker._process is None, ended) == (broken, ["waited for"] * broken)
+
+
+def test_a_worker_that_does_not_end_is_killed() -> None:
+    said: list[str] = []
+
+    def wait(timeout: float | None = None) -> None:
+        said.append("wait")
+        if timeout is not None:
+            raise subprocess.TimeoutExpired("worker", timeout)
+
+    worker: Any = Worker({})
+    worker._process = SimpleNamespace(
+        stdin=None, stdout=None, wait=wait, kill=lambda: said.append("kill")
+    )
+    worker.stop()
+    assert (said, worker._process) == (["wait", "kill", "wait"], None)
+
+
+def test_copies_stand_around_the_run_and_wait_for_nothing() -> None:
+    log: list[str] = []
+
+    def tensor(name: str) -> Any:
+        def copy(source: Any, non_blocking: bool) -> None:
+            assert non_blocking
+            log.append(f"{source.name} to {name}")
+
+        return SimpleNamespace(name=name, copy_=copy)
+
+    x, host_x, y, host_y = map(tensor, ("x", "host x", "y", "host y"))
+    with_copies(lambda: log.append("run"), [(x, host_x)], [(y, host_y)])()
+    assert log == ["host x to x", "run", "y to host y"]
 
 
 # -- models on their way ---------------------------------------------------------------------
@@ -316,6 +413,24 @@ def test_the_best_runtime_that_really_runs_is_chosen(monkeypatch: pytest.MonkeyP
     text = "\n".join(found.said)
     for reason in troubles.values():
         assert reason in text
+
+
+def test_a_runtime_that_hangs_is_given_up() -> None:
+    class Hanging(Candidate):
+        interrupted = threading.Event()
+
+        @contextmanager
+        def open_layer(self, model: bytes) -> Iterator[Runner]:
+            assert self.interrupted.wait(timeout=30)
+            raise BackendUnavailable("the measuring process ended unexpectedly (exit code -9)")
+            yield
+
+        def interrupt(self) -> None:
+            self.interrupted.set()
+
+    hanging: Any = Hanging("onnxruntime", None)
+    with pytest.raises(BackendUnavailable, match="onnxruntime did not run one convolution within"):
+        probe(hanging, limit_s=0.05)
 
 
 def test_nothing_better_is_passed_over_silently(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,6 +518,20 @@ def test_a_provider_that_the_build_lacks_is_refused() -> None:
     with pytest.raises(BackendUnavailable, match="has no CUDAExecutionProvider"):
         check_provider("CUDAExecutionProvider", onnxruntime)
     check_provider("CPUExecutionProvider", onnxruntime)
+
+
+def test_a_bound_session_writes_where_it_was_told() -> None:
+    """ONNX Runtime's real binding, on tensors of the CPU in place of the card's."""
+    options = onnxruntime.SessionOptions()
+    chosen = [("CPUExecutionProvider", {})]
+    session = open_session(layer_model(CONV, 8, 16), options, chosen, onnxruntime)
+    bound = BoundSession(session, torch.device("cpu"))
+    for _ in range(2):
+        bound.inputs[0].normal_()
+        bound.run()
+        feeds = {session.get_inputs()[0].name: bound.inputs[0].numpy()}
+        (expected,) = session.run(None, feeds)
+        np.testing.assert_array_equal(bound.outputs[0].numpy(), expected)
 
 
 def fallen_back(said: bytes, raising: Exception | None = None) -> SimpleNamespace:

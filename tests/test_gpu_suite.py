@@ -6,6 +6,7 @@ import dataclasses
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,21 @@ from conftest import Residual
 from fake_device import FakeDevice
 
 from benchmarks import gpu_suite
-from benchmarks.guarded_parts import STATE_FILE, Deadline, NotHere, OutOfTime, Part, run_parts
+from benchmarks.guarded_parts import (
+    LEAST_S,
+    STATE_FILE,
+    Deadline,
+    NotHere,
+    OutOfTime,
+    Part,
+    run_parts,
+)
 from dsa_hw.console import Progress
 from profilers.backends import open_backend
+from profilers.backends.isolated import Isolated
+from profilers.backends.parallel import Parallel
 from profilers.errors import BackendUnavailable
+from profilers.timing import Round, summarize
 
 
 def network() -> Residual:
@@ -26,7 +38,7 @@ def network() -> Residual:
 
 SCALE = dataclasses.replace(
     gpu_suite.ON_CPU, models=("test_gpu_suite:network",), networks=4, targets=(0.6,),
-    backends=("onnxruntime", "tensorrt"),
+    backends=("onnxruntime", "tensorrt"), step_batch=1, turns=1,
 )  # fmt: skip
 
 
@@ -254,6 +266,74 @@ def test_a_table_stops_with_its_time_and_goes_on(fake: None, tmp_path: Path) -> 
     expected = whole.table(model, batch, None, Deadline(float("inf")))
     assert figures["dense_ms"] == pytest.approx(expected["dense_ms"], rel=1e-5)
     assert figures["entries"] == expected["entries"]
+
+
+def test_dense_latencies_are_kept_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A runtime that compiles for longer than the part may last gets through all the same."""
+    clock = FakeTime()
+    opened: list[int] = []
+
+    def slow(device: str, backend: str | None, precision: str, batch_size: int) -> FakeDevice:
+        opened.append(batch_size)
+        clock.now += 40.0
+        return FakeDevice()
+
+    def timed(backend: Any, models: dict[str, bytes], time_limit_s: float) -> Any:
+        assert list(models) == ["dense"]
+        return {"dense": summarize([Round(float(len(models["dense"])), 1.0, 1.0, 1, 1)])}
+
+    monkeypatch.setattr(gpu_suite, "open_backend", slow)
+    monkeypatch.setattr(gpu_suite, "time_networks", timed)
+    scale = dataclasses.replace(SCALE, models=("a", "b"), batches=(1, 64))
+    graph: Any = SimpleNamespace(dense_widths=(8,), resized=lambda widths: b"0000")
+    found: list[Any] = []
+    for _ in range(4):
+        suite: Any = gpu_suite.Suite("cpu", scale, tmp_path, Progress())
+        suite._networks = {(m, b): (None, graph) for m in scale.models for b in scale.batches}
+        figures = suite.dense_on("torch-compile", Deadline(clock.now + 30.0, clock))
+        found.append((figures["left"], len(figures["networks"])))
+        assert suite._opened == {}  # the card is free for the next part
+    assert found == [(3, 1), (2, 2), (1, 3), (0, 4)]
+    assert opened == [1, 1, 64, 64]
+    assert figures["networks"]["b b64"]["ms"] == 4.0
+    nothing_yet: Any = gpu_suite.Suite("cpu", scale, tmp_path / "other", Progress())
+    with pytest.raises(OutOfTime, match="a b1"):
+        nothing_yet.dense_on("torch-compile", Deadline(clock.now, clock))
+
+
+def test_a_part_is_not_begun_with_no_time_to_speak_of(tmp_path: Path) -> None:
+    clock = FakeTime()
+    log: list[str] = []
+    parts = {"a": clock.spending(60 - LEAST_S / 2, log, "a"), "b": clock.spending(1, log, "b")}
+    records = run_parts(parts, tmp_path, quiet, minutes=1, clock=clock)
+    assert (statuses(records), log) == (["done", "left"], ["a"])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_hangs_is_ended_on_every_card(several: bool, tmp_path: Path) -> None:
+    ended: list[str] = []
+
+    class Member(Isolated):
+        layers_pay_call = False  # pyright: ignore[reportAssignmentType]
+
+        def provenance(self) -> dict[str, str | int]:
+            return {}
+
+        def interrupt(self) -> None:
+            ended.append("interrupted")
+
+        def close(self) -> None:
+            ended.append("closed")
+
+    members = [Member(f"cuda:{i}", "torch") for i in range(1 + several)]
+    backend = Parallel(members, ["cuda:0", "cuda:1"]) if several else members[0]
+    suite = gpu_suite.Suite("cuda:0", SCALE, tmp_path, Progress())
+    suite._opened["torch", 1] = backend
+    suite.interrupt()
+    suite._release("torch", 1)
+    assert ended == ["interrupted"] * len(members) + ["closed"] * len(members)
 
 
 def test_without_a_card_the_suite_says_so(tmp_path: Path, capsys: Any) -> None:

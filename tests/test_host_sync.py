@@ -23,12 +23,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dsa_hw.budgets import FlopsBudget, LatencyBudget, MemoryBudget
+from dsa_hw.config import PruneConfig
 from dsa_hw.coupling import find_coupling
 from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.dpp import keep_probabilities, sample_masks, standardized_inexactness
 from dsa_hw.inventory import take_inventory
 from dsa_hw.profiling import profile_network
 from dsa_hw.search import DSAPruner, SearchSettings
+from dsa_hw.training import make_optimizer, unwaited
 from profilers.collect import nominal_reference_ms
 from profilers.table import LatencyTable
 
@@ -303,3 +305,81 @@ def test_budgets_and_masks_are_made_on_the_device_that_asks(table: LatencyTable)
         beta2 = standardized_inexactness(scores, present, 4.0)
         masks = sample_masks(keep_probabilities(ratios, scores, present, beta2))
         assert masks.device.type == "cuda"
+
+
+@pytest.mark.parametrize("importance", ["bn_scale", "taylor"])
+@pytest.mark.parametrize("remove_branches", [False, True])
+def test_a_captured_training_step_sees_every_new_mask(
+    table: LatencyTable, importance: Any, remove_branches: bool
+) -> None:
+    """A CUDA graph of the step reads masks, and adds to their gradients, by address."""
+    torch.manual_seed(0)
+    model, criterion = Residual(), nn.CrossEntropyLoss()
+    settings = SearchSettings(warmup=(0.0, 0.0), validation_every=1, log_every=10**6)
+    pruner = DSAPruner(
+        model, torch.zeros(1, 3, 16, 16), LatencyBudget(table, 0.02), total_steps=16,
+        settings=settings, importance=importance, remove_branches=remove_branches,
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    x, y = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
+
+    def loss() -> Tensor:
+        return criterion(model(x), y)
+
+    seen: list[tuple[list[int], list[Tensor]]] = []
+    for _ in range(6):
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        pruner.step(validation_loss=loss)
+        if pruner.searching:
+            store = pruner._masks.store
+            masks = [store.of(layer) for layer in range(len(store.indices))]
+            there = [m for m in masks if m is not None]
+            if store.gates is not None and store.gates.grad is not None:
+                there.append(store.gates.grad)
+            seen.append(([m.data_ptr() for m in there], [m.detach().clone() for m in there]))
+    places, values = zip(*seen[1:], strict=True)  # gradients are made by the first backward
+    assert len(values) >= 3
+    assert len(places[0]) == len(store.indices) + (importance == "taylor")
+    assert set(map(tuple, places)) == {tuple(places[0])}
+    assert not all(torch.equal(a, b) for a, b in zip(values[0], values[-1], strict=True))
+
+
+def test_batches_reach_the_card_without_waiting() -> None:
+    """A copy from memory that is not pinned waits for all work before it."""
+    log: list[str] = []
+
+    class Batch:
+        device = torch.device("cpu")
+
+        def __init__(self, pinned: bool) -> None:
+            self.pinned = pinned
+
+        def is_pinned(self) -> bool:
+            return self.pinned
+
+        def pin_memory(self) -> Batch:
+            log.append("pinned")
+            return Batch(True)
+
+        def to(self, device: torch.device, non_blocking: bool) -> None:
+            assert non_blocking
+            assert self.pinned or device.type == "cpu"
+            log.append(device.type)
+
+    for pinned, device in ((False, "cuda"), (True, "cuda"), (False, "cpu")):
+        batch: Any = Batch(pinned)
+        unwaited(batch, torch.device(device))
+    assert log == ["pinned", "cuda", "cuda", "cpu"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_card_decides_by_itself_to_skip_a_step(optimizer: Any) -> None:
+    """The scaler of float16 gradients reads on the host whether to step, but for fused ones."""
+    config = PruneConfig(target_ratio=0.5, optimizer=optimizer)
+    here = make_optimizer(nn.Linear(2, 2), config)
+    with FakeTensorMode():
+        there = make_optimizer(nn.Linear(2, 2, device="cuda"), config)
+    assert getattr(there, "_step_supports_amp_scaling", False)
+    assert not getattr(here, "_step_supports_amp_scaling", False)

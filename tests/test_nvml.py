@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pynvml
 import pytest
 
 from profilers import nvml
+from profilers.backends import cuda_device
 from profilers.backends.isolated import STEADY, TRIES, WatchedRunner
-from profilers.nvml import Card, NvmlAbsent, Watch, energy_per_run_mj
+from profilers.nvml import Card, NvmlAbsent, Watch, energy_per_run_mj, measuring_pids
 from profilers.timing import SamplePlan
 
 UUID = "GPU-11111111-2222-3333-4444-555555555555"
@@ -44,6 +50,9 @@ class FakeNvml:
         if uuid != UUID:
             raise NVMLError("Not Found")
         return "handle"
+
+    def nvmlDeviceGetIndex(self, handle: str) -> int:
+        return 3
 
     def nvmlDeviceGetName(self, handle: str) -> bytes:
         return b"NVIDIA TEST CARD"
@@ -142,11 +151,14 @@ def test_a_card_that_is_always_held_back_is_measured_all_the_same_and_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("profilers.backends.isolated.time.sleep", lambda seconds: None)
-    watch = Watch(Card(UUID, FakeNvml([0x4] * 100)), lambda: {100})
+    watch = Watch(Card(UUID, FakeNvml([0x4] * 100, clocks=[1980, 1410] * 50)), lambda: {100})
     worker: Any = FakeWorker()
     assert WatchedRunner(worker, watch).take_round(SamplePlan()).median_ms == TRIES
     assert watch.kept_throttled == 1
-    assert any("nvidia-smi" in text and "lock" in text for text in watch.observations())
+    said = watch.observations()[1]
+    # at the clock to which it was held back, which it keeps up
+    assert "sudo nvidia-smi -i 3 --lock-gpu-clocks=1410,1410" in said
+    assert "sudo nvidia-smi -i 3 --reset-gpu-clocks" in said
 
 
 def test_waiting_is_given_up_where_it_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,13 +190,28 @@ def test_a_clock_that_has_not_risen_yet_does_not_count(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("running", "own", "others"),
-    [([100], {100}, 0), ([100, 7], {100}, 1), ([7, 8], {100}, 1), ([], {100}, 0)],
-    ids=["alone", "another", "another, in a container", "none listed"],
+    [
+        ([100], {100}, 0),
+        ([100, 7], {100}, 1),
+        ([7, 8], {100}, 1),
+        ([], {100}, 0),
+        ([7, 8], {100, 101}, 0),
+    ],
+    ids=["alone", "another", "another, in a container", "none listed", "ours, in a container"],
 )
 def test_other_processes_are_counted(running: list[int], own: set[int], others: int) -> None:
     library = FakeNvml()
     library.pids = running
     assert Card(UUID, library).read(own).other_processes == others
+
+
+def test_the_processes_that_measure_are_ours() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        own = measuring_pids()
+        assert child.pid in own
+        assert os.getpid() not in own  # it has not used a card
+        child.communicate(b"\n")
+    assert child.pid not in measuring_pids()
 
 
 def test_energy_is_the_counter_over_the_runs() -> None:
@@ -204,6 +231,35 @@ def test_what_a_card_does_not_support_is_none() -> None:
     library = FakeNvml()
     library.unsupported.add("power")
     assert Card(UUID, library).read().power_w is None
+
+
+def test_a_card_that_does_not_tell_who_it_is_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in some containers: NVML starts, and refuses single questions."""
+
+    class Silent(FakeNvml):
+        def nvmlDeviceGetMemoryInfo(self, handle: str) -> SimpleNamespace:
+            raise NVMLError("Unknown Error")
+
+    with pytest.raises(NvmlAbsent, match=r"does not tell what the card is .*Unknown Error"):
+        Card(UUID, Silent()).fingerprint()
+    properties = SimpleNamespace(
+        uuid=UUID, name="NVIDIA TEST CARD", major=9, minor=0, total_memory=80 * 2**30
+    )
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: properties)
+    monkeypatch.setattr(cuda_device, "Card", lambda uuid: Card(uuid, Silent()))
+    found = cuda_device.device_provenance(0)
+    assert found["device"] == "NVIDIA TEST CARD (sm_90)"
+    assert found["memory_mib"] == 80 * 1024
+    assert "Unknown Error" in str(found["nvml"])
+    assert UUID not in str(found)
+
+
+def test_the_library_has_what_is_asked_of_it() -> None:
+    """The fake above answers to names; these are the real library's."""
+    source = Path(nvml.__file__).read_text(encoding="utf-8")
+    asked = set(re.findall(r"nvml(?:Device|System|Init)\w*|NVML_\w+|NVMLError", source))
+    assert {"nvmlInit", "nvmlDeviceGetHandleByUUID", "NVML_CLOCK_SM"} <= asked
+    assert [name for name in asked if not hasattr(pynvml, name)] == []
 
 
 def test_an_unknown_card_and_a_missing_driver_are_told() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,9 +13,10 @@ import pytest
 from fake_device import FakeDevice
 
 from profilers.collect import Request, collect
+from profilers.onnx_layers import layer_model
 from profilers.spec import LayerSpec
 from profilers.steps import CANDIDATES, SWEEP, rise_within_treads
-from profilers.table import LatencyTable, LayerKey
+from profilers.table import LatencyTable, LayerKey, NetworkKey
 from profilers.timing import (
     Measurement,
     Round,
@@ -180,6 +182,27 @@ def test_an_interrupted_collection_loses_nothing(after: int, tmp_path) -> None:
     assert len(LatencyTable.load(tmp_path / "t.jsonl")) == 8 * 4  # not one round more
     repeated = collect(again, FakeDevice(), requests, rounds=4)
     assert (repeated.measured, repeated.reused) == (0, 8)
+
+
+def test_networks_are_built_once_as_far_as_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large one takes longer to build than a round of it takes to measure."""
+    spec = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 8x8 b1 fp32 +relu")
+    built: Counter[int] = Counter()
+
+    def request(width: int) -> Request:
+        def model() -> bytes:
+            built[width] += 1
+            return layer_model(spec, 8, width)
+
+        return Request(NetworkKey("digest", (width,)), model)
+
+    size = len(layer_model(spec, 8, 16))
+    monkeypatch.setattr("profilers.collect.MODEL_BYTES", size + size // 2)
+    table = LatencyTable(FakeDevice().provenance() | {"reference_ms": 1.0})
+    found = collect(table, FakeDevice(), [request(16), request(24)], rounds=5)
+    assert found.measured == 2
+    # one of the two fits, whichever came first
+    assert sorted(built.values()) == [1, 5]
 
 
 def test_collection_measures_each_key_once(tmp_path) -> None:

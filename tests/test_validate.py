@@ -81,6 +81,23 @@ def test_milliseconds_are_compared_with_milliseconds(
     assert shown["target"].endswith(f"measured is {100 * used:.1f}% of it")
 
 
+def test_a_card_tells_its_energy_and_what_disturbed_it(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    class Counting(FakeDevice):
+        def energy_mj(self, model: bytes | Path, seconds: float = 2.0) -> float:
+            assert model == finished / "model.onnx"
+            return 12.5
+
+        def observations(self) -> tuple[str, ...]:
+            return ("other processes used the card meanwhile",)
+
+    shown = validated(finished, Counting(), monkeypatch, capsys)
+    assert shown["energy"] == "12.5 mJ a run, of the whole card"
+    assert shown["note"].startswith("other processes")
+    assert "energy" not in validated(finished, FakeDevice(), monkeypatch, capsys)
+
+
 def test_a_run_that_does_not_say_its_network_is_told_so(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,15 @@ class TimesPacks(Protocol):
         ...
 
 
+@runtime_checkable
+class CountsEnergy(Protocol):
+    """A backend whose device counts the energy that it uses."""
+
+    def energy_mj(self, model: bytes | Path, seconds: float = 2.0) -> float | None:
+        """Millijoules of the whole card for one run; None where it does not count them."""
+        ...
+
+
 def open_backend(
     device: str = "cpu",
     *,

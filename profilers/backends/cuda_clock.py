@@ -7,7 +7,7 @@ it runs inside a network's graph, where no call stands between two kernels.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from profilers.timing import Runner
@@ -128,6 +128,13 @@ def captured(
         graph.replay()
 
     return replay
+
+
+def on_host(tensors: Iterable[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(tensor, one like it in pinned host memory) pairs."""
+    import torch
+
+    return [(tensor, torch.empty_like(tensor, device="cpu").pin_memory()) for tensor in tensors]
 
 
 def with_copies(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -29,6 +30,8 @@ COOL_DOWN_S = 0.5
 """A round that the card was held back in is taken again after this pause, doubled each time."""
 STEADY = 3
 LAYERS_PER_PACK = 24
+ENDS_WITHIN_S = 30.0
+"""After that a worker that has nothing left to answer is killed: a runtime may hang at its end."""
 
 
 class RemoteRunner(Runner):
@@ -115,13 +118,15 @@ class Worker:
             )
         answer = json.loads(line)
         if "error" in answer:
+            if answer.get("broken"):
+                self.stop()  # the next question gets a new process
             raise BackendUnavailable(answer["error"])
         return answer
 
-    @property
-    def pid(self) -> int | None:
-        """Its process, once it runs."""
-        return self._process.pid if self._process else None
+    def close(self) -> None:
+        """Let go of the model that is open; nothing where the process has ended with it."""
+        if self._process is not None:
+            self.ask({"close": True})
 
     def kill(self) -> None:
         """End the process in the middle of a question, which then fails."""
@@ -133,8 +138,13 @@ class Worker:
         if self._process is not None:
             for stream in (self._process.stdin, self._process.stdout):
                 if stream is not None:
-                    stream.close()
-            self._process.wait(timeout=60)
+                    with contextlib.suppress(BrokenPipeError):  # it died before it was asked
+                        stream.close()
+            try:
+                self._process.wait(timeout=ENDS_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
             self._process = None
 
     def _start(self) -> None:
@@ -186,7 +196,7 @@ class IsolatedOnnxRuntimeCpu(OnnxRuntimeCpu):
         try:
             yield RemoteRunner(self._worker)
         finally:
-            self._worker.ask({"close": True})
+            self._worker.close()
 
 
 class Isolated:
@@ -335,7 +345,7 @@ class Isolated:
         try:
             yield WatchedRunner(self._worker, self._watching())
         finally:
-            self._worker.ask({"close": True})
+            self._worker.close()
 
     def _describe(self) -> dict[str, Any]:
         if self._described is None:
@@ -351,7 +361,7 @@ class Isolated:
                     card = Card(uuid)
                 except NvmlAbsent as absent:
                     self._notes.append(f"the card is not watched while measuring: {absent}")
-            self._watch = Watch(card, lambda: measuring_pids(self._worker.pid))
+            self._watch = Watch(card, measuring_pids)
         return self._watch
 
 

@@ -6,6 +6,7 @@ error. Here that is an error with ONNX Runtime's own reason.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import tempfile
@@ -19,11 +20,23 @@ import numpy as np
 import torch  # before onnxruntime: its CUDA libraries are the ones that get used
 
 import onnxruntime as ort  # isort: skip
-from profilers.backends.cuda_clock import LAYER_REPEATS, DeviceRunner, EventClock, captured
-from profilers.backends.cuda_device import check_cuda, cuda_index, runtime_provenance
+from profilers.backends.cuda_clock import (
+    LAYER_REPEATS,
+    DeviceRunner,
+    EventClock,
+    captured,
+    on_host,
+    with_copies,
+)
+from profilers.backends.cuda_device import (
+    check_cuda,
+    cuda_index,
+    device_provenance,
+    runtime_provenance,
+)
 from profilers.backends.kept import KeptModels, card_is_full, release_cached_memory
 from profilers.backends.model_files import model_key
-from profilers.backends.tensorrt_build import cache_folder
+from profilers.backends.tensorrt_build import timing_cache_path
 from profilers.errors import BackendUnavailable
 from profilers.onnx_layers import layer_model
 from profilers.precision import at_precision
@@ -107,8 +120,10 @@ class OnnxRuntimeCuda:
         """What a measurement here depends on."""
         return runtime_provenance(
             self._index, runtime=self.name, version=ort.__version__,
-            provider=f"{self._provider}, CUDA graphs", precision=self.precision,
-            batch_size=self.batch_size, include_copies=self._include_copies,
+            provider=f"{self._provider}, CUDA graphs" + (", layers call by call" if
+                                                         self.layers_pay_call else ""),
+            precision=self.precision, batch_size=self.batch_size,
+            include_copies=self._include_copies,
         )  # fmt: skip
 
     @contextmanager
@@ -165,15 +180,18 @@ class OnnxRuntimeCuda:
         if self._provider != "CUDAExecutionProvider":
             chosen.append(("CUDAExecutionProvider", common))
         session = open_session(at_precision(content, self.precision), options, chosen, ort)
-        return BoundSession(session, self._index)
+        return BoundSession(session, torch.device("cuda", self._index))
 
     def _provider_options(self, own_graph: bool) -> dict[str, Any]:
         if self._provider == "CUDAExecutionProvider":
             return {
                 "enable_cuda_graph": "1" if own_graph else "0",
                 "cudnn_conv_algo_search": "EXHAUSTIVE",
+                # Hundreds of sessions stay ready: none may take twice the memory that it needs.
+                "arena_extend_strategy": "kSameAsRequested",
             }
-        folder = cache_folder() / "onnxruntime"
+        card = device_provenance(self._index)
+        folder = timing_cache_path(self.name, ort.__version__, card).with_suffix("")
         folder.mkdir(parents=True, exist_ok=True)
         return {
             "trt_cuda_graph_enable": own_graph,
@@ -185,43 +203,39 @@ class OnnxRuntimeCuda:
 
 
 class BoundSession:
-    """A session whose inputs and outputs are PyTorch tensors on the device."""
+    """A session whose inputs and outputs are PyTorch tensors on a device."""
 
-    def __init__(self, session: Any, index: int) -> None:
+    def __init__(self, session: Any, device: torch.device) -> None:
         self._session = session
         self._binding = session.io_binding()
         self._options = ort.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        self.inputs = [self._tensor(value, index) for value in session.get_inputs()]
-        self.outputs = [self._tensor(value, index) for value in session.get_outputs()]
-        for tensor in self.inputs:
-            tensor.normal_()
-        torch.cuda.synchronize(index)
-        for value, tensor in zip(session.get_inputs(), self.inputs, strict=True):
-            self._binding.bind_input(value.name, "cuda", index, _numpy_type(tensor),
-                                     tuple(tensor.shape), tensor.data_ptr())  # fmt: skip
-        for value, tensor in zip(session.get_outputs(), self.outputs, strict=True):
-            self._binding.bind_output(value.name, "cuda", index, _numpy_type(tensor),
-                                      tuple(tensor.shape), tensor.data_ptr())  # fmt: skip
-        self._pinned = [torch.empty_like(t, device="cpu").pin_memory() for t in self.inputs]
-        self._fetched = [torch.empty_like(t, device="cpu").pin_memory() for t in self.outputs]
+        self.inputs = [_tensor(value, device).normal_() for value in session.get_inputs()]
+        self.outputs = [_tensor(value, device) for value in session.get_outputs()]
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        for bind, values, tensors in (
+            (self._binding.bind_input, session.get_inputs(), self.inputs),
+            (self._binding.bind_output, session.get_outputs(), self.outputs),
+        ):
+            for value, tensor in zip(values, tensors, strict=True):
+                bind(value.name, device.type, device.index or 0, _numpy_type(tensor),
+                     tuple(tensor.shape), tensor.data_ptr())  # fmt: skip
 
     def run(self) -> None:
         """One run on the session's stream, not waited for."""
         self._session.run_with_iobinding(self._binding, self._options)
 
-    def run_with_copies(self) -> None:
-        """One run with its inputs from, and its outputs to, pinned host memory."""
-        for device, host in zip(self.inputs, self._pinned, strict=True):
-            device.copy_(host, non_blocking=True)
-        self.run()
-        for device, host in zip(self.outputs, self._fetched, strict=True):
-            host.copy_(device, non_blocking=True)
+    @functools.cached_property
+    def run_with_copies(self) -> Callable[[], object]:
+        """Gives one run with its inputs from, and its outputs to, pinned host memory."""
+        return with_copies(self.run, on_host(self.inputs), on_host(self.outputs))
 
-    @staticmethod
-    def _tensor(value: Any, index: int) -> torch.Tensor:
-        kinds = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
-        return torch.zeros(tuple(value.shape), dtype=kinds[value.type], device=f"cuda:{index}")
+
+def _tensor(value: Any, device: torch.device) -> torch.Tensor:
+    """For an input or output of a session."""
+    kinds = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
+    return torch.zeros(tuple(value.shape), dtype=kinds[value.type], device=device)
 
 
 def refusal_to_be_captured(

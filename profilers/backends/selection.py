@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Callable, Sequence
 
 from profilers.backends import Backend
@@ -19,6 +20,8 @@ PREFERENCE = ("tensorrt", "tensorrt-rtx", "onnxruntime", "torch")
 """Best first: what a network is deployed with where it is there."""
 PROBE = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 14x14 b1 fp32 +relu")
 PROBE_CHANNELS = 32
+PROBE_LIMIT_S = 120.0
+"""A first run may compile kernels for the card; what takes longer than this hangs."""
 
 
 def open_cuda(
@@ -95,14 +98,32 @@ def absent(name: str) -> str | None:
     return None
 
 
-def probe(backend: Backend) -> None:
+def probe(backend: Isolated, limit_s: float = PROBE_LIMIT_S) -> None:
     """Compile and run one small convolution.
 
     Raises:
-        BackendUnavailable: it does not work here.
+        BackendUnavailable: it does not work here, or not within ``limit_s``.
     """
-    with backend.open_layer(layer_model(PROBE, PROBE_CHANNELS, PROBE_CHANNELS)) as runner:
-        runner.elapsed_ms(2)
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        backend.interrupt()
+
+    watchdog = threading.Timer(limit_s, give_up)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        with backend.open_layer(layer_model(PROBE, PROBE_CHANNELS, PROBE_CHANNELS)) as runner:
+            runner.elapsed_ms(2)
+    except BackendUnavailable as error:
+        if late.is_set():
+            raise BackendUnavailable(
+                f"{backend.name} did not run one convolution within {limit_s:.0f} s"
+            ) from error
+        raise
+    finally:
+        watchdog.cancel()
 
 
 def _why(name: str, passed: Sequence[str]) -> str:

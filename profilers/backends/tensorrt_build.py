@@ -7,10 +7,13 @@ TensorRT-RTX builds ahead of time, with no card present, for a given compute cap
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -254,3 +257,14 @@ def cache_folder() -> Path:
     """Where timing caches are kept between processes: the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "dsa_hw"
+
+
+def timing_cache_path(backend: str, version: str, card: Mapping[str, str | int]) -> Path:
+    """Where tactic timings are kept that hold for a card, its driver and a version of TensorRT.
+
+    Args:
+        card: ``device_provenance``; equal cards share a file.
+    """
+    identity = [card["device"], card["driver"], backend, version]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    return cache_folder() / f"timings-{digest}.cache"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -19,6 +18,7 @@ from profilers.backends.cuda_clock import (
     DeviceRunner,
     EventClock,
     captured,
+    on_host,
     with_copies,
 )
 from profilers.backends.cuda_device import (
@@ -31,13 +31,16 @@ from profilers.backends.layer_names import LayerTimes, attribute, node_names
 from profilers.backends.model_files import model_key
 from profilers.backends.tensorrt_build import (
     EngineBuilder,
-    cache_folder,
     load_tensorrt,
     supported_layers,
+    timing_cache_path,
 )
 from profilers.backends.tensorrt_packs import PackTimer, Profile
 from profilers.errors import BackendUnavailable
 from profilers.timing import Round, Runner, SamplePlan
+
+if TYPE_CHECKING:
+    import tensorrt
 
 PROFILED_RUNS = 20
 WARMUP_RUNS = 5
@@ -105,7 +108,7 @@ class TensorRt:
         execution.check_capturable()
         run = execution.run
         if self._include_copies:
-            run = with_copies(run, execution.host_inputs(), execution.host_outputs())
+            run = with_copies(run, on_host(execution.inputs), on_host(execution.outputs))
         yield DeviceRunner(captured(run, self._stream), EventClock(self._stream))
 
     @contextmanager
@@ -173,11 +176,8 @@ class TensorRt:
         return Execution(self._trt, engine, self._stream, self._kernels)
 
     def _timing_cache(self) -> Path:
-        where = device_provenance(self._index)
         version = load_tensorrt(self.name).__version__
-        identity = [where["device"], where["driver"], self.name, version]
-        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-        return cache_folder() / f"timings-{digest}.cache"
+        return timing_cache_path(self.name, version, device_provenance(self._index))
 
 
 class KernelCache:
@@ -210,14 +210,25 @@ class Execution:
     """
 
     def __init__(
-        self, trt: Any, engine: Any, stream: torch.cuda.Stream, kernels: KernelCache | None = None
+        self,
+        trt: Any,
+        engine: tensorrt.ICudaEngine,
+        stream: torch.cuda.Stream,
+        kernels: KernelCache | None = None,
     ) -> None:
         self._trt, self._engine, self._stream = trt, engine, stream
         cache = None
+        context: tensorrt.IExecutionContext | None
         if kernels is None:
-            self._context = engine.create_execution_context()
+            context = engine.create_execution_context()
         else:
-            self._context, cache = kernels.context(engine)
+            context, cache = kernels.context(engine)
+        if context is None:
+            raise BackendUnavailable(
+                "TensorRT cannot make an execution context of the engine: too little memory on the "
+                "card, or an engine for another one"
+            )
+        self._context = context
         self.inputs: list[torch.Tensor] = []
         self.outputs: list[torch.Tensor] = []
         for index in range(engine.num_io_tensors):
@@ -248,14 +259,6 @@ class Execution:
         tells = getattr(self._context, "is_stream_capturable", None)
         if tells is not None and not tells(self._stream.cuda_stream):
             raise BackendUnavailable("TensorRT says that this engine cannot be a CUDA graph")
-
-    def host_inputs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(device, pinned host) pairs."""
-        return _pinned(self.inputs)
-
-    def host_outputs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(device, pinned host) pairs."""
-        return _pinned(self.outputs)
 
     def profiled(self, runs: int) -> list[dict[str, float]]:
         """ms by the runtime's layer name, for each of so many runs after a warm-up."""
@@ -305,16 +308,12 @@ def _buffer(shape: Any, dtype: torch.dtype) -> torch.Tensor:
     return storage[:count].view(sizes)
 
 
-def _torch_dtype(trt: Any, engine: Any, name: str) -> torch.dtype:
+def _torch_dtype(trt: Any, engine: tensorrt.ICudaEngine, name: str) -> torch.dtype:
     known = {
         trt.float32: torch.float32, trt.float16: torch.float16, trt.int8: torch.int8,
         trt.int32: torch.int32, trt.int64: torch.int64,
     }  # fmt: skip
     return known[engine.get_tensor_dtype(name)]
-
-
-def _pinned(tensors: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(t, torch.empty_like(t, device="cpu").pin_memory()) for t in tensors]
 
 
 def _content(model: bytes | Path) -> bytes:

@@ -6,6 +6,7 @@ compared across runtimes.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,7 @@ MODES = {
 """How each of the backends' names runs a model."""
 CPU_MODES = {"torch-eager": "eager", "torch-compile": "torch.compile"}
 """The same on the CPU."""
+MOST_KEPT_BY_HOST = 512
 
 
 class TorchRuntime:
@@ -149,7 +151,7 @@ class TorchRuntime:
     def _keeping(self) -> KeptModels[Callable[[], object]]:
         if self._on_cuda:
             return KeptModels(card_is_full, release_cached_memory)
-        return KeptModels(lambda: False, lambda: None)
+        return KeptModels(lambda: False, lambda: None, MOST_KEPT_BY_HOST)
 
     def _prepared(self, model: onnx.ModelProto, repeats: int) -> Callable[[], object]:
         module, shapes = self._module(model)
@@ -158,11 +160,8 @@ class TorchRuntime:
         inputs = [self._placed(host) for host in hosts]
         call: Callable[..., torch.Tensor] = module
         if self.name == "torch-compile":
-            # Modules share their code: after some recompilations of it PyTorch would run them
-            # eagerly. Earlier ones need not be compiled again, they are CUDA graphs (on the CPU
-            # they are, at their next call). Inductor's own graphs would copy the inputs.
-            torch.compiler.reset()
-            call = torch.compile(module, dynamic=False, fullgraph=True)
+            # Not with Inductor's own graphs: they would copy the inputs.
+            call = torch.compile(with_own_code(module), dynamic=False, fullgraph=True)
 
         def run() -> torch.Tensor:
             with torch.inference_mode(), self._autocast():
@@ -170,6 +169,7 @@ class TorchRuntime:
 
         if self._stream is None:
             return run
+        self._stream.wait_stream(torch.cuda.current_stream())  # which placed weights and inputs
         with torch.cuda.stream(self._stream):
             output = run()
         self._stream.synchronize()
@@ -214,6 +214,16 @@ class TorchRuntime:
 
     def _placed(self, value: torch.Tensor) -> torch.Tensor:
         return value.to(self._device, self._dtype).contiguous(memory_format=_format(value))
+
+
+def with_own_code(module: OnnxModule) -> Callable[..., torch.Tensor]:
+    """The module's forward pass, sharing no code with another's.
+
+    PyTorch counts recompilations by code, and gives up after some: all modules would be one.
+    """
+    shared = OnnxModule.forward
+    own = types.FunctionType(shared.__code__.replace(), shared.__globals__, shared.__name__)
+    return types.MethodType(own, module)
 
 
 def _format(value: torch.Tensor) -> torch.memory_format:

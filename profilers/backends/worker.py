@@ -64,16 +64,20 @@ class Server:
         self._runner: Runner | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one request; whatever fails becomes its text."""
+        """The answer to one request; whatever fails becomes its text.
+
+        ``broken`` says that nothing works in this process any more.
+        """
         from profilers.errors import ProfilerError
 
         try:
             return self._answer(request)
         except ProfilerError as error:
-            return {"error": str(error)}
+            reason = str(error)
         except Exception as error:  # told to the other side, which raises it
             refused = "the runtime refused a model" if "open" in request else "the runtime failed"
-            return {"error": f"{refused}: {type(error).__name__}: {error}"}
+            reason = f"{refused}: {type(error).__name__}: {error}"
+        return {"error": reason, "broken": cuda_is_broken()}
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._backend is None:
@@ -138,6 +142,18 @@ class Server:
                 f"{self._backend.name} has no profiler of layers; tensorrt and tensorrt-rtx do"
             )
         return dataclasses.asdict(self._backend.layer_times(model))
+
+
+def cuda_is_broken() -> bool:
+    """Whether CUDA fails at whatever it is asked from now on, as after a kernel's bad access."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def serve(requests: Iterator[str], answers: TextIO) -> None:
