@@ -163,6 +163,7 @@ class DeployedGraph:
         }
         self.operations, self.branch_operations = self._operations()
         self.digest = self._digest()
+        self._hollow = self._without_weights()
 
     @property
     def dense_widths(self) -> tuple[int, ...]:
@@ -222,9 +223,8 @@ class DeployedGraph:
         """
         rng = np.random.default_rng(seed)
         model = onnx.ModelProto()
-        model.CopyFrom(self.model)
+        model.CopyFrom(self._hollow)
         graph = model.graph
-        del graph.value_info[:]
         gone = removed_branches(self.branches, [float(w) for w in widths])
         cut_regions(graph, [self._regions[self.branches.index(b)] for b in gone])
         sizes = self._resized_shapes(graph, widths)
@@ -232,11 +232,25 @@ class DeployedGraph:
             if tensor.name in sizes:
                 shape = sizes[tensor.name]
                 value = random_weight(shape, rng) if len(shape) > 1 else np.full(shape, 0.1)
-                tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float32), tensor.name))
+                tensor.ClearField("float_data")
+                tensor.dims[:] = shape
+                tensor.raw_data = value.astype(np.float32, copy=False).tobytes()
         for node in graph.node:
             self._fix_attributes(node, widths)
         _free_reshapes(graph)
         return model.SerializeToString()
+
+    def _without_weights(self) -> onnx.ModelProto:
+        """The graph with its layers' weights left out: what is copied for every other width."""
+        hollow = onnx.ModelProto()
+        hollow.CopyFrom(self.model)
+        del hollow.graph.value_info[:]
+        weights = {node.input[1] for node in self._layer_nodes()}
+        for tensor in hollow.graph.initializer:
+            if tensor.name in weights:
+                tensor.ClearField("raw_data")
+                tensor.ClearField("float_data")
+        return hollow
 
     # -- reading the graph ------------------------------------------------------------------
 
