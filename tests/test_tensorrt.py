@@ -395,7 +395,8 @@ def test_int8_surrounds_every_layer_with_pairs(pruned: bytes) -> None:
 
 def test_int8_weights_are_within_half_a_level() -> None:
     model = onnx.load_from_string(layer_model(CONV, 16, 24))
-    weight = onnx.numpy_helper.to_array(model.graph.initializer[0])
+    weights = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    weight = weights["weight"]
     quantized = onnx.load_from_string(at_precision(model.SerializeToString(), "int8"))
     found = {i.name: onnx.numpy_helper.to_array(i) for i in quantized.graph.initializer}
     scale = found["weight@scale"].astype(np.float32)
