@@ -18,7 +18,6 @@ from rich.table import Table
 from benchmarks import harness
 from dsa_hw import pipeline
 from dsa_hw.baselines import allocate_uniform
-from dsa_hw.baselines.uniform import spread_as_if_built_small
 from dsa_hw.budgets import LatencyBudget, count, flops_budget
 from dsa_hw.cli import parse
 from dsa_hw.config import PruneConfig
@@ -86,7 +85,6 @@ def _compare(config: PruneConfig, result: dict[str, Any], progress: Progress) ->
     scores = AtomImportance(model, dense.graph.coupling, "bn_scale")().cpu().numpy()
     atoms = [s[: g.atoms] for s, g in zip(scores, dense.graph.coupling.groups, strict=True)]
     keep = keep_most_important(dense.graph.coupling, widths, atoms)
-    spread_as_if_built_small(model, dense.graph.coupling, keep)
     small = trainer.prepare(remove_channels(model, dense.graph.coupling, keep))
     steps = config.epochs * trainer.steps
     trainer.train(small, Stage("uniform", config.epochs, 0, steps))
