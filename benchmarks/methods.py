@@ -17,7 +17,7 @@ import numpy as np
 from torch import nn
 
 from dsa_hw import pipeline
-from dsa_hw.baselines import spread_as_if_built_small, uniform_keep_ratio
+from dsa_hw.baselines import uniform_keep_ratio
 from dsa_hw.budgets import FlopsBudget, count
 from dsa_hw.closed_loop import allocate
 from dsa_hw.config import PruneConfig
@@ -201,7 +201,6 @@ def uniform(bench: Bench, name: str, epochs: int) -> Outcome:
     )
     model = bench.fresh()
     keep = bench.keep(model, found.widths)
-    spread_as_if_built_small(model, bench.coupling, keep)
     small = remove_channels(model, bench.coupling, keep)
     return bench.outcome(name, small, found.widths, epochs, 0)
 

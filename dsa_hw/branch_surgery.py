@@ -25,30 +25,48 @@ ADDITIONS = (operator.add, operator.iadd, torch.add)
 PASSING_MODULES = (nn.Identity, nn.ReLU, nn.Dropout, nn.Dropout2d)
 PASSING_FUNCTIONS = (operator.mul, operator.imul, torch.mul, torch.relu, F.relu, F.dropout)
 """A factor >= 0 on an input is the same factor on the output."""
+REASON_LENGTH = 200
 OUT_OF_PLACE: Mapping[Any, Callable[..., Any]] = {
     operator.iadd: operator.add, operator.imul: operator.mul, torch.relu_: torch.relu,
 }  # fmt: skip
 
 
-def locate_branches(
-    model: nn.Module, wanted: Collection[frozenset[str]]
-) -> dict[frozenset[str], tuple[str, str]]:
-    """Owner and end (see ``Branch``) of branches given by their layers; those that have both.
+@dataclass(frozen=True, slots=True)
+class Located:
+    """What ``locate_branches`` found.
 
-    The innermost module whose forward holds the branch and the add is the owner. Modules that
-    cannot be traced are passed over: their branches are not in the result.
+    Args:
+        places: owner and end (see ``Branch``), by a branch's layers.
+        obstacles: why a branch has none, by its layers.
+    """
+
+    places: Mapping[frozenset[str], tuple[str, str]]
+    obstacles: Mapping[frozenset[str], str]
+
+
+def locate_branches(model: nn.Module, wanted: Collection[frozenset[str]]) -> Located:
+    """Owner and end of branches given by their layers.
+
+    The innermost module whose forward holds the branch and the add is the owner. A module that
+    cannot be traced is passed over, and what it said is the obstacle of the branches in it.
     """
     found: dict[frozenset[str], tuple[str, str]] = {}
+    obstacles = dict.fromkeys(wanted, "no module of its own ends it")
     for owner, module in _innermost_first(model):
         prefix = f"{owner}." if owner else ""
         here = [w for w in wanted if w not in found and all(n.startswith(prefix) for n in w)]
-        if not here or (graph := _traced(module)) is None:
+        if not here:
+            continue
+        graph = _traced(module)
+        if isinstance(graph, str):
+            obstacles |= dict.fromkeys(here, f"{owner or 'the model'} {graph}")
             continue
         for junction in _junctions(module, graph):
             layers = frozenset(prefix + name for name in junction.layers)
             if layers in here and (end := _gated_module(module, graph, junction)) is not None:
                 found[layers] = (owner, prefix + end)
-    return found
+                del obstacles[layers]
+    return Located(found, obstacles)
 
 
 def cut_branches(model: nn.Module, branches: Sequence[Branch]) -> nn.Module:
@@ -105,12 +123,14 @@ def _innermost_first(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     yield from sorted(named, key=lambda item: -len(item[0].split(".")) if item[0] else 1)
 
 
-def _traced(module: nn.Module) -> fx.Graph | None:
-    """None where the module's own code does not run on proxies, with whatever error that gives."""
+def _traced(module: nn.Module) -> fx.Graph | str:
+    """The graph, or what went wrong: the module's own code runs on proxies, and may raise anything
+    that it raises on what is no tensor."""
     try:
         return _LayerTracer().trace(module)
-    except Exception:
-        return None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:REASON_LENGTH]
+        return f"does not run under torch.fx ({type(error).__name__}: {reason})"
 
 
 def _junctions(module: nn.Module, graph: fx.Graph) -> list[_Junction]:
@@ -191,16 +211,17 @@ def _gated_module(module: nn.Module, graph: fx.Graph, junction: _Junction) -> st
 
 def _without(module: nn.Module, gone: Sequence[frozenset[str]], name: str) -> fx.GraphModule:
     graph = _traced(module)
+    if isinstance(graph, str):
+        raise UnsupportedModel(f"{name or type(module).__name__} {graph}")
     for layers in gone:
         # Found anew each time: the shortcut of the next branch may be the add of this one.
-        found = {} if graph is None else {j.layers: j for j in _junctions(module, graph)}
-        if graph is None or layers not in found:
+        found = {j.layers: j for j in _junctions(module, graph)}
+        if layers not in found:
             raise UnsupportedModel(
                 f"{name or type(module).__name__} has no residual branch of the layers "
                 f"{', '.join(sorted(layers))} that could be removed"
             )
         _cut(module, graph, found[layers])
-    assert graph is not None
     smaller = fx.GraphModule(module, graph, class_name=type(module).__name__)
     smaller.graph.eliminate_dead_code()  # identities that led to the add
     smaller.delete_all_unused_submodules()

@@ -155,8 +155,7 @@ def _off_steps(
     charged = np.stack(columns, axis=1) / times[:, None]
     largest = np.maximum(charged.max(axis=0), 1e-12)
     off_step, below_step = nnls(charged / largest, 1.0 - without / times)[0] / largest
-    shown = [bool(column.any()) for column in columns]
-    return (float(off_step) if shown[0] else 0.0, float(below_step) if shown[1] else 0.0)
+    return float(off_step), float(below_step)
 
 
 def _fit(design: np.ndarray, times: np.ndarray, prior: np.ndarray, ridge: float) -> np.ndarray:

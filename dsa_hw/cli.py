@@ -52,7 +52,7 @@ def run_command(
     except KeyboardInterrupt:
         _say(f"\n{name}: interrupted; the same command again goes on from here")
         return 130
-    except Exception:
+    except Exception:  # not the user's to mend: raised on, once the main process has spoken
         _hold()
         raise
 

@@ -7,6 +7,7 @@ surgery or export: the dense graph with its initializers resized is the same net
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import logging
 import warnings
@@ -127,7 +128,7 @@ class DeployedGraph:
         operations: what else moves data, summed up by kind.
         unknown_operations: ONNX names of those without a kind of their own, priced as ``other``.
         branches: that may be removed; none unless asked for.
-        fixed_branches: names of those that could not be made removable; see ``FoundBranches``.
+        fixed_branches: those that could not be made removable, and why; see ``FoundBranches``.
         branch_operations: of ``operations``, what goes with each branch.
         elements: of every value between the nodes.
         precision: of weights and activations.
@@ -163,7 +164,6 @@ class DeployedGraph:
         }
         self.operations, self.branch_operations = self._operations()
         self.digest = self._digest()
-        self._hollow = self._without_weights()
 
     @property
     def dense_widths(self) -> tuple[int, ...]:
@@ -240,7 +240,8 @@ class DeployedGraph:
         _free_reshapes(graph)
         return model.SerializeToString()
 
-    def _without_weights(self) -> onnx.ModelProto:
+    @functools.cached_property
+    def _hollow(self) -> onnx.ModelProto:
         """The graph with its layers' weights left out: what is copied for every other width."""
         hollow = onnx.ModelProto()
         hollow.CopyFrom(self.model)

@@ -49,8 +49,8 @@ class FoundBranches:
 
     Args:
         removable: can be masked and cut.
-        fixed: names of those that could go by their channels, but whose module cannot be traced
-            or has no place for a gate.
+        fixed: those that could go by their channels, each with what is in the way (its module
+            cannot be traced, or has no place for a gate).
     """
 
     removable: tuple[Branch, ...]
@@ -71,14 +71,15 @@ def find_branches(
         excluded = any(fnmatch.fnmatch(n, p) for n in region.layers for p in exclude)
         if groups and not excluded:
             candidates[frozenset(region.layers)] = (region, groups)
-    places = locate_branches(model, candidates)
+    located = locate_branches(model, candidates)
+    places = located.places
     owners = [owner for owner, _ in places.values()]
     removable, fixed = [], []
     for layers, (region, groups) in candidates.items():
         if any(other < layers for other in places):
             continue  # it holds another one
         if layers not in places:
-            fixed.append(_common_name(region.layers))
+            fixed.append(f"{_common_name(region.layers)}: {located.obstacles[layers]}")
             continue
         owner, end = places[layers]
         alone = owner and owners.count(owner) == 1
@@ -91,10 +92,7 @@ def fixed_branches_warning(graph: DeployedGraph) -> list[str]:
     """What a user should know of branches that were asked to be removable and are not."""
     if not graph.fixed_branches:
         return []
-    return [
-        f"the residual branches {', '.join(graph.fixed_branches)} cannot be removed: the module "
-        "that adds them does not run under torch.fx, or no module of its own ends them"
-    ]
+    return [f"residual branches that cannot be removed: {'; '.join(graph.fixed_branches)}"]
 
 
 def _internal_groups(coupling: Coupling, region: Region) -> tuple[int, ...]:

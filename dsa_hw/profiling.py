@@ -71,13 +71,12 @@ def profile_network(
 ) -> ProfiledNetwork:
     """Measure steps, layers and whole networks where the table lacks them, and calibrate.
 
-    While the held-out error is not good, more knots are put where surfaces bend, in at most
-    ``REFINEMENTS`` turns.
+    While the held-out error is not good, layers whose intervals matter get more rounds, once, and
+    more knots are put where surfaces bend, in at most ``REFINEMENTS`` turns.
 
     Args:
         networks: whole networks of random widths for calibration, the dense one included.
-        rounds: of each layer; the sweeps for steps get twice as many, networks twice as
-            many.
+        rounds: of each layer; sweeps for steps and networks get twice as many.
         stop: once it says so no more rounds are taken. One round of everything, and of
             ``LEAST_NETWORKS`` whole networks, gives a latency model already.
 

@@ -2,8 +2,8 @@
 
 The middle of a gap is measured on the far edge of the grid, where times are largest. If it lies
 off the straight line between its neighbours by more than the measurements' own intervals, and by
-more than a part of the whole network's latency, the gap is halved by a whole row of knots. And more
-rounds of the layers whose intervals are that wide.
+more than a part of the whole network's latency, the gap is halved by a whole row of knots. Layers
+whose intervals are as wide as that part get more rounds.
 """
 
 from __future__ import annotations

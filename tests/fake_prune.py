@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from colours import coloured
 from fake_device import FakeRuntime
 from torch import nn
 
 from dsa_hw import pipeline, prune
-from dsa_hw.data import DataSplits, ImageTensors
+from dsa_hw.data import DataSplits
 from dsa_hw.errors import UserError
 from dsa_hw.run_folder import RunFolder
 
@@ -43,16 +44,7 @@ def normed(num_classes: int = 4) -> nn.Module:
 
 def colours(root: Path | None = None) -> DataSplits:
     """Four colours under noise, 12x12, shifted by up to a pixel in training."""
-    generator = torch.Generator().manual_seed(5)
-    means = torch.randint(60, 196, (4, 3, 1, 1), generator=generator)
-
-    def split(size: int) -> ImageTensors:
-        labels = torch.randint(0, 4, (size,), generator=generator)
-        noise = torch.randint(-60, 60, (size, 3, 12, 12), generator=generator)
-        images = (means[labels] + noise).clamp(0, 255).to(torch.uint8)
-        return ImageTensors(images, labels, mean=0.5, std=0.2, max_shift=1)
-
-    return DataSplits(split(330), split(101), 4, (3, 12, 12))
+    return coloured(4, 12, 330, 101, max_shift=1)
 
 
 def failing_after(stage: str) -> Callable[[RunFolder, str, dict[str, Any]], None]:

@@ -231,7 +231,9 @@ def test_a_branch_that_cannot_be_traced_is_named() -> None:
 
     found = find_branches(model, graph.coupling, graph.regions())
     assert found.removable == ()
-    assert "a1" in fixed_branches_warning(graph.with_branches((), found.fixed))[0]
+    (warning,) = fixed_branches_warning(graph.with_branches((), found.fixed))
+    assert "a1" in warning
+    assert "the model does not run under torch.fx (TraceError: symbolically traced" in warning
 
 
 def test_groups_of_a_branch_are_zero_together() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from colours import coloured
 from conftest import Residual
 from fake_device import FakeDevice, FakeRuntime
 from filelock import FileLock
@@ -30,7 +31,7 @@ from dsa_hw.closed_loop import ACCEPTED, Timed
 from dsa_hw.comparison import cells, sweep
 from dsa_hw.config import CompareConfig
 from dsa_hw.coupling import find_coupling
-from dsa_hw.data import DataSplits, ImageTensors
+from dsa_hw.data import DataSplits
 from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.errors import InfeasibleBudget, UserError
 from dsa_hw.profiling import ProfiledNetwork, profile_network
@@ -70,16 +71,7 @@ def small(num_classes: int = 10) -> nn.Module:
 
 def colours(root: Path | None = None) -> DataSplits:
     """As ``--data test_compare:colours``: ten colours under noise, 16x16."""
-    generator = torch.Generator().manual_seed(5)
-    means = torch.randint(60, 196, (10, 3, 1, 1), generator=generator)
-
-    def split(size: int) -> ImageTensors:
-        labels = torch.randint(0, 10, (size,), generator=generator)
-        noise = torch.randint(-60, 60, (size, 3, 16, 16), generator=generator)
-        images = (means[labels] + noise).clamp(0, 255).to(torch.uint8)
-        return ImageTensors(images, labels, mean=0.5, std=0.2)
-
-    return DataSplits(split(320), split(200), 10, (3, 16, 16))
+    return coloured(10, 16, 320, 200)
 
 
 def arguments(out: Path) -> list[str]:

@@ -70,10 +70,10 @@ def test_training_then_loading_in_a_fresh_process(workdir: Path) -> None:
 
 
 def test_a_run_that_removes_a_branch(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """FLOPs below those of the narrowest branch; the closed loop times the network without it."""
+    """FLOPs below those of a branch of one channel, whatever steps are found; the stem stays."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-    few = ["--budget", "latency", "flops", "--flops-ratio", "0.0045", "--remove-branches", "true"]
-    command = [*TRAIN, *few, "--out", "runs/b"]
+    few = ["--budget", "latency", "flops", "--flops-ratio", "0.02", "--remove-branches", "true"]
+    command = [*TRAIN, *few, "--exclude", "stem", "--out", "runs/b"]
     assert prune.main(command) == 0
     assert "removed branches: a+b" in capsys.readouterr().out
     result = result_of("runs/b")
@@ -82,7 +82,7 @@ def test_a_run_that_removes_a_branch(workdir: Path, capsys: pytest.CaptureFixtur
     assert {g["name"]: g["width"] for g in result["groups"]}["a"] == 0
     gone = {layer["name"]: layer["pruned_ms"] for layer in result["layers"]}
     assert gone["a"] == gone["b"] == 0 < gone["stem"]
-    assert result["pruned"]["flops"] <= 0.0045 * result["dense"]["flops"]
+    assert result["pruned"]["flops"] <= 0.02 * result["dense"]["flops"]
     assert result["pruned"]["masked_vs_pruned_max_abs"] <= 1e-4
     assert result["pruned"]["torch_vs_onnx_max_rel"] <= 1e-4
     nodes = [n.op_type for n in onnx.load("runs/b/model.onnx").graph.node]

@@ -6,27 +6,22 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from fake_device import FakeRuntime
 from test_compare import arguments
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import allocation, flow_cost
 from benchmarks.compare_methods import seed_by_seed
 from benchmarks.methods import Bench
 from dsa_hw import compare, pipeline
-from dsa_hw.baselines import spread_as_if_built_small
 from dsa_hw.baselines.uniform import Uniform
 from dsa_hw.comparison import cells, sweep
 from dsa_hw.comparison.shared_training import SHARED, SharedTraining
 from dsa_hw.config import CompareConfig, PruneConfig
-from dsa_hw.coupling import find_coupling
 from dsa_hw.errors import RunFolderError, UserError
-from dsa_hw.models.cifar import CifarResNet
 from dsa_hw.run_folder import RunFolder, Stopwatch
-from dsa_hw.surgery import keep_most_important, remove_channels
 
 
 @pytest.fixture
@@ -161,26 +156,6 @@ def test_the_input_shape_reaches_data_and_network(
     assert dense.example.shape == shape
     assert dense.data is not None
     assert dense.data.train[0][0].shape == shape[1:]
-
-
-def test_cut_fresh_weights_have_the_spread_of_a_network_built_small() -> None:
-    torch.manual_seed(0)
-    wide, narrow = CifarResNet((1, 1), (64, 96), 10), CifarResNet((1, 1), (16, 24), 10)
-    coupling = find_coupling(wide, torch.zeros(1, 3, 8, 8))
-    widths = [g.dense_width // 4 if g.frozen is None else g.dense_width for g in coupling.groups]
-    keep = keep_most_important(coupling, widths, [np.ones(g.atoms) for g in coupling.groups])
-    spread_as_if_built_small(wide, coupling, keep)
-    small = dict(remove_channels(wide, coupling, keep).named_modules())
-    built = {n: m for n, m in narrow.named_modules() if isinstance(m, nn.Conv2d)}
-    assert len(built) == 6
-    for name, module in built.items():
-        cut = small[name]
-        assert isinstance(cut, nn.Conv2d)
-        assert cut.weight.shape == module.weight.shape
-        # the spread of n values is known to 1 / sqrt(2 n); four of these for each side's own
-        limit = 4 * 2**0.5 / (2 * module.weight.numel()) ** 0.5
-        spread = cut.weight.detach().std() / module.weight.detach().std()
-        assert float(spread) == pytest.approx(1, abs=limit), name
 
 
 def test_both_networks_have_their_first_seed_before_either_has_its_second() -> None:

@@ -8,22 +8,9 @@ from dsa_hw.baselines.mdp import Mdp
 from dsa_hw.baselines.method import Made, Method, Workbench
 from dsa_hw.baselines.netadapt import NetAdapt
 from dsa_hw.baselines.torch_pruning import Magnitude, Taylor
-from dsa_hw.baselines.uniform import (
-    Uniform,
-    allocate_uniform,
-    spread_as_if_built_small,
-    uniform_keep_ratio,
-)
+from dsa_hw.baselines.uniform import Uniform, allocate_uniform, uniform_keep_ratio
 
-__all__ = [
-    "Made",
-    "Method",
-    "Workbench",
-    "allocate_uniform",
-    "find_method",
-    "spread_as_if_built_small",
-    "uniform_keep_ratio",
-]
+__all__ = ["Made", "Method", "Workbench", "allocate_uniform", "find_method", "uniform_keep_ratio"]
 
 LATENCY_DSA = "dsa-latency"
 """Not a ``Method``: it is what ``dsa_hw.pipeline`` does anyway."""

@@ -10,17 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from dsa_hw.baselines.method import Made, Workbench
 from dsa_hw.budgets import Budget
 from dsa_hw.choices import WidthChoices
 from dsa_hw.closed_loop import Allocation, Measure, allocate
 from dsa_hw.config import PruneConfig
-from dsa_hw.coupling import Coupling
 from dsa_hw.importance import AtomImportance
 from dsa_hw.rounding import closeness
-from dsa_hw.surgery import Keep, keep_most_important, remove_channels
+from dsa_hw.surgery import keep_most_important, remove_channels
 
 BISECTIONS = 40
 
@@ -40,26 +38,9 @@ class Uniform:
         model, coupling = bench.fresh_model(), bench.graph.coupling
         scores = AtomImportance(model, coupling, "bn_scale")().cpu().numpy()
         keep = keep_most_important(coupling, allocation.widths, bench.split_atoms(scores))
-        if not (bench.config.pretrained or bench.config.weights):
-            spread_as_if_built_small(model, coupling, keep)
         ratios = uniform_keep_ratio(bench.choices, bench.budget) * np.ones(len(keep))
         small = remove_channels(model, coupling, keep)
         return Made(small, keep, allocation, ratios, source=model)
-
-
-@torch.no_grad()
-def spread_as_if_built_small(model: nn.Module, coupling: Coupling, keep: Keep) -> None:
-    """Scale fresh weights to the spread that they would have in a network built with ``keep``.
-
-    Kaiming's initialisation by fan-out (He et al., arXiv:1502.01852; torchvision's residual
-    networks and this project's) gives a variance of 2 / (outputs * taps). Cut out of a wide network
-    they would be too small, and behind a batch-norm small weights mean a large learning rate. By
-    fan-in the factor is the same up to steps, where widths are uniform.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d) and (name, "out") in coupling.maps:
-            kept = len(coupling.maps[name, "out"].kept(keep))
-            module.weight *= (module.out_channels / kept) ** 0.5
 
 
 def uniform_keep_ratio(choices: WidthChoices, budget: Budget) -> float:
