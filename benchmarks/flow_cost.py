@@ -8,7 +8,8 @@ from scratch; in the papers these two begin with a trained dense network, so tha
 given with its training added too. What measuring takes (the closed loop, the export, the last
 timing) is the same for all methods, and stands beside.
 
-One seed after the other, a run of each at a time; stopped and called again it goes on.
+One seed after the other, a run of each at a time; stopped and called again it goes on. The runs
+are in the folder of ``benchmarks.compare_methods``, which takes them up.
 """
 
 from __future__ import annotations
@@ -36,10 +37,7 @@ NAME = "flow_cost"
 CONFIG = "configs/compare_glyphs_resnet.yaml"
 LIMITS = {"over_dense": 1.0, "greedy_over_dsa": 3.0, "iterative_over_dsa": 3.0}
 TITLES = {LATENCY_DSA: "dsa", "netadapt": "greedy", "halp": "iterative"}
-OWN = {
-    "out": f"runs/{NAME}", "methods": ("dsa", "halp", "netadapt"), "budgets": ("latency",),
-    "target_ratios": (0.5,),
-}  # fmt: skip
+OWN = {"methods": ("dsa", "halp", "netadapt"), "budgets": ("latency",), "target_ratios": (0.5,)}
 QUICK = {
     "out": f"runs/{NAME}_quick", "seeds": (0,), "epochs": 4, "finetune_epochs": 2,
     "train_size": 1500, "test_size": 500, "calibration_networks": 8, "rounds": 2,

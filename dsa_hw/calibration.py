@@ -24,6 +24,8 @@ from profilers.timing import Measurement
 REWEIGHTINGS = 4
 FINER = 1.1
 """Scales by kind and size must be better by this factor than scales by kind alone."""
+LEAST_SCALE = 0.35
+"""Noise must not price a kind of layer away."""
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
@@ -159,7 +161,9 @@ def _off_steps(
 
 
 def _fit(design: np.ndarray, times: np.ndarray, prior: np.ndarray, ridge: float) -> np.ndarray:
-    """min |(X theta - y) / y|^2 + ridge * |weight * (theta - prior)|^2 over theta >= 0.
+    """min |(X theta - y) / y|^2 + ridge * |weight * (theta - prior)|^2 over theta >= least.
+
+    ``least`` is 0, and ``LEAST_SCALE`` for scales.
 
     Networks with large residuals count less (Huber's weights): one disturbed measurement must not
     bend the fit. A coefficient's weight is its mean share of the latency: units do not matter.
@@ -167,13 +171,14 @@ def _fit(design: np.ndarray, times: np.ndarray, prior: np.ndarray, ridge: float)
     scale = np.maximum(np.abs(design).mean(axis=0), 1e-12)
     share = scale / times.mean()
     relative = design / times[:, None]
+    least = LEAST_SCALE * prior
     weights = np.ones(len(times))
     solution = prior
     for _ in range(REWEIGHTINGS):
         root = np.sqrt(weights)
         system = np.vstack([root[:, None] * relative, np.sqrt(ridge) * np.diag(share)]) / scale
         right = np.concatenate([root, np.sqrt(ridge) * share * prior])
-        solution = nnls(system, right)[0] / scale
+        solution = least + nnls(system, right - system @ (least * scale))[0] / scale
         residuals = np.abs(relative @ solution - 1.0)
         limit = 2.0 * float(np.median(residuals)) + 1e-9
         weights = np.minimum(1.0, limit / np.maximum(residuals, 1e-12))

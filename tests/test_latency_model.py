@@ -15,7 +15,7 @@ from fake_device import STEP, FakeDevice, FakeRunner, conv_ms, network_ms
 from torch import Tensor, nn
 
 from dsa_hw.budgets import LatencyBudget, count, flops_budget, params_budget
-from dsa_hw.calibration import calibrate
+from dsa_hw.calibration import LEAST_SCALE, calibrate
 from dsa_hw.choices import random_off_steps
 from dsa_hw.coupling import find_coupling
 from dsa_hw.deployed import DeployedGraph, export_onnx
@@ -141,6 +141,18 @@ def test_large_maps_that_are_slower_in_networks_get_their_own_scales(graph: Depl
         truth = 0.01 + network_ms(graph.resized(widths), inside)
         predicted = float(found.latency.model.staircase_ms(torch.tensor(widths).float()))
         assert predicted == pytest.approx(truth, rel=0.01)
+
+
+def test_no_kind_of_layer_is_priced_away(graph: DeployedGraph) -> None:
+    def inside(cin: int, cout: int, pixels: int, taps: int) -> float:
+        return conv_ms(cin, cout, pixels, taps) if pixels > 64 else 0.0
+
+    found = profile_network(
+        graph, FakeDevice(inside=inside), reference_table(), networks=32, rounds=2
+    )
+    coefficients = found.latency.calibration.coefficients
+    scales = [coefficients.scale(layer.spec) for layer in graph.layers]
+    assert min(scales) == pytest.approx(LEAST_SCALE)
 
 
 def test_below_the_first_step_less_may_cost_less() -> None:
