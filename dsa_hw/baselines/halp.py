@@ -32,7 +32,7 @@ PRUNED_OVER = (0.5, 0.9)
 LEFT_FOR_THE_LAST = 1.06
 """Of the target, where the last pruning step in training ends; the closed loop takes the rest."""
 BINS = 2000
-BISECTIONS = 20
+CAPACITIES = 64
 
 
 class Halp:
@@ -123,7 +123,8 @@ class Knapsack:
     def within(self, limit_ms: float) -> np.ndarray:
         """The most important widths whose modelled latency is within the limit.
 
-        The knapsack's own sum overstates latency (inputs shrink too): its capacity is bisected.
+        The knapsack's own sum overstates latency (inputs shrink too), by more for some widths than
+        for others: of the solutions for many capacities, the most important one that fits.
 
         Raises:
             InfeasibleBudget: the smallest widths cost more.
@@ -135,15 +136,18 @@ class Knapsack:
                 f"the knapsack cannot reach {limit_ms:.4g} ms: with every group at its smallest "
                 f"width the network has {least_ms:.4g} ms"
             )
-        low, high, found = least_ms * 0.2, 2.0 * limit_ms + self._fixed_ms, least
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            widths = self.solve(middle)
-            fits = widths is not None and self._bench.modelled_ms(widths[None])[0] <= limit_ms
-            if widths is not None and fits:
-                found = widths
-            low, high = (middle, high) if fits or widths is None else (low, middle)
-        return found
+        highest = 2.0 * limit_ms + self._fixed_ms
+        solved = [self.solve(c) for c in np.linspace(0.2 * least_ms, highest, CAPACITIES)]
+        widths = np.unique([least, *(w for w in solved if w is not None)], axis=0)
+        fitting = widths[self._bench.modelled_ms(widths) <= limit_ms]
+        return max(fitting, key=self._worth)
+
+    def _worth(self, widths: np.ndarray) -> float:
+        """Importance that stays at these widths."""
+        return sum(
+            float(value[offered.index(int(w))])
+            for value, offered, w in zip(self._values, self._options, widths, strict=True)
+        )
 
     def solve(self, capacity_ms: float) -> np.ndarray | None:
         """(groups,) the most important widths whose own costs fit; None where none do."""
