@@ -65,7 +65,7 @@ def locate_branches(model: nn.Module, wanted: Collection[frozenset[str]]) -> Loc
             layers = frozenset(prefix + name for name in junction.layers)
             if layers in here and (end := _gated_module(module, graph, junction)) is not None:
                 found[layers] = (owner, prefix + end)
-                del obstacles[layers]
+                obstacles.pop(layers, None)  # gone already where a module is called twice
     return Located(found, obstacles)
 
 

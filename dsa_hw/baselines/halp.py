@@ -32,7 +32,7 @@ PRUNED_OVER = (0.5, 0.9)
 LEFT_FOR_THE_LAST = 1.06
 """Of the target, where the last pruning step in training ends; the closed loop takes the rest."""
 BINS = 2000
-CAPACITIES = 64
+CAPACITIES = 128
 
 
 class Halp:
