@@ -49,7 +49,7 @@ ABLATIONS: dict[str, Method] = {
     "augmented_lagrangian": functools.partial(
         methods.dsa, settings=SearchSettings(constraint="augmented_lagrangian")
     ),
-    "filter_l1": functools.partial(methods.dsa, importance="filter_l1"),
+    "bn_scale": functools.partial(methods.dsa, importance="bn_scale"),
     "taylor": functools.partial(methods.dsa, importance="taylor"),
 }
 

@@ -170,7 +170,8 @@ def dsa(
     steps = config.search_epochs * trainer.steps
     pruner = DSAPruner(
         model, bench.dense.example.to(trainer.device), bench.request, steps, settings=settings,
-        seed=config.seed, on_event=RunFolder(bench.folder / name).log, **options,
+        trained=from_trained, seed=config.seed, on_event=RunFolder(bench.folder / name).log,
+        **options,
     )  # fmt: skip
     loss = trainer.training_loss(model) if training_data else trainer.validation_loss(model)
 

@@ -12,7 +12,7 @@ from dsa_hw.config import CompareConfig
 
 def _run(config: CompareConfig) -> int:
     from dsa_hw.comparison import compare
-    from dsa_hw.console import Progress, print_comparison
+    from dsa_hw.console import Progress, counted, print_comparison
     from dsa_hw.errors import UserError
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -25,8 +25,8 @@ def _run(config: CompareConfig) -> int:
     if result["failed"]:
         name, problem = next(iter(result["failed"].items()))
         raise UserError(
-            f"{len(result['failed'])} runs failed ({name}: {problem}); the same command tries them "
-            f"again. Where it happened: {config.out}/cells/*.error"
+            f"{counted(len(result['failed']), 'run')} failed ({name}: {problem}); the same command "
+            f"tries them again. Where it happened: {config.out}/cells/*.error"
         )
     return 0
 

@@ -74,7 +74,7 @@ class TrainingConfig(ModelConfig):
     pretrained: bool = _option(False, "start from torchvision's or timm's weights")
     weights: str | None = _option(None, "start from these weights (safetensors)")
     exclude: tuple[str, ...] = _option((), "patterns of layer names that keep all channels")
-    importance: Literal["bn_scale", "filter_l1", "taylor"] = _option("bn_scale", "base importance")
+    importance: Literal["bn_scale", "filter_l1", "taylor"] = _option("filter_l1", "base importance")
     combination: Literal["mean", "max", "sum"] = _option(
         "mean", "of the importances of layers that share channels; sum is of normalized ones"
     )

@@ -46,13 +46,17 @@ class Progress:
         self._console.print(text, highlight=False, markup=False)
 
 
+def counted(count: float, noun: str) -> str:
+    """``1 thread``, ``2 threads``"""
+    return f"{count:g} {noun}{'' if count == 1 else 's'}"
+
+
 def print_result(result: Mapping[str, Any], run_dir: str) -> None:
     """The table at the end of a run, and where everything is."""
     console = Console()
     dense, pruned = result["dense"], result["pruned"]
     ratio = pruned["measured_ms"] / dense["measured_ms"]
-    table = Table(title=f"{result['model']} on {result['device']} ({result['backend']}, "
-                  f"{result['threads']} threads, batch {result['batch_size']})")  # fmt: skip
+    table = Table(title=_setting(result))
     for column in ("", "dense", "pruned", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
     target_ms = result["target_ms"]
@@ -93,6 +97,11 @@ def _percent(value: float | None) -> str:
     return "not measured" if value is None else f"{100 * value:.2f}%"
 
 
+def _setting(result: Mapping[str, Any]) -> str:
+    timed = f"{counted(result['threads'], 'thread')}, batch {result['batch_size']}"
+    return f"{result['model']} on {result['device']} ({result['backend']}, {timed})"
+
+
 def _ratio(value: float, dense: Mapping[str, Any]) -> str:
     return f"{value / dense['measured_ms']:.3f}"
 
@@ -100,9 +109,8 @@ def _ratio(value: float, dense: Mapping[str, Any]) -> str:
 def print_comparison(result: Mapping[str, Any], sweep_dir: str) -> None:
     """Accuracy and measured latency of every method at every target."""
     console = Console()
-    table = Table(title=f"{result['model']} on {result['device']} ({result['backend']}, "
-                  f"{result['threads']} threads, batch {result['batch_size']}), "
-                  f"{len(result['seeds'])} seeds, {result['epochs']} epochs")  # fmt: skip
+    runs = f"{counted(len(result['seeds']), 'seed')}, {counted(result['epochs'], 'epoch')}"
+    table = Table(title=f"{_setting(result)}, {runs}")
     table.add_column("target")
     table.add_column("method")
     for column in ("accuracy %", "measured ms", "of dense", "FLOPs, M", "met"):

@@ -541,6 +541,7 @@ class Run:
         pruner = DSAPruner(
             model, self.dense.example.to(trainer.device), requests, steps,
             settings=SearchSettings(constraint=config.constraint),
+            trained=bool(config.pretrained or config.weights),
             importance=config.importance, combination=config.combination,
             exclude=config.exclude, remove_branches=config.remove_branches,
             seed=config.seed, on_event=self.folder.log,

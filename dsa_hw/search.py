@@ -4,10 +4,11 @@ Ning et al., ECCV 2020, arXiv:2004.02164: weights are trained on the training da
 masks, keep ratios on validation data through the differentiable pruning process (``dpp``), and
 the budget is held by a Lagrangian. Where this differs from the paper, and why:
 
-- Masks wait until the loss has started to fall; from random weights they would only be noise.
-- The budget's target is lowered linearly, from the network's own cost to the target, and the keep
-  ratios are projected onto it after each move. The paper's splitting (ADMM) and an augmented
-  Lagrangian are ``SearchSettings.constraint``; see ``constraints``.
+- Masks wait for two fifths of the search, and until the loss has started to fall: from random
+  weights they would only be noise, and a network learns faster while it is whole.
+- The budget's target is lowered linearly, from the network's own cost to the target near the end,
+  and the keep ratios are projected onto it after each move. The paper's splitting (ADMM) and an
+  augmented Lagrangian are ``SearchSettings.constraint``; see ``constraints``.
 - beta2 rises exponentially, in units of the spread of log importance.
 - Masks are the keep probabilities themselves rather than Bernoulli samples of them, unless
   ``SearchSettings.stochastic``: the same limit with less noise on the way.
@@ -64,10 +65,10 @@ class SearchSettings:
 
     Args:
         warmup: least and most of the steps without masks, as fractions; in between the search
-            begins as soon as the loss has fallen.
+            begins as soon as the loss has fallen, or at the least if the weights were trained.
         fallen: the loss has fallen when its average is at most this part of its first average.
         beta2: inexactness at the start and at the end, in spreads of log importance.
-        budget_ramp: fraction of the search over which the target is lowered.
+        budget_ramp: fraction of the search, without the warm-up, over which the target is lowered.
         validation_every: steps between two moves of the keep ratios; masks follow at each move.
         keep_ratio_lr: Adam's step for them, falling to a tenth.
         constraint: how the budgets are held while the keep ratios move.
@@ -75,10 +76,10 @@ class SearchSettings:
         log_every: steps between two events of the history (each waits for the device once).
     """
 
-    warmup: tuple[float, float] = (0.15, 0.7)
+    warmup: tuple[float, float] = (0.4, 0.7)
     fallen: float = 0.95
     beta2: tuple[float, float] = (2.0, 50.0)
-    budget_ramp: float = 0.6
+    budget_ramp: float = 0.9
     validation_every: int = 8
     keep_ratio_lr: float = 0.04
     constraint: ConstraintMethod = "projection"
@@ -127,6 +128,7 @@ class DSAPruner:
         example_inputs: (N, C, H, W) on the model's device; N is the deployed batch size.
         budgets: one or several; all of them are met.
         total_steps: calls of ``step`` that the search will have.
+        trained: the model's weights are: its loss may rise at first, since the learning rate does.
         importance: base importance of the pruning process.
         combination: of the importances of layers that share channels.
         exclude: patterns of module names whose channels all stay.
@@ -143,7 +145,8 @@ class DSAPruner:
         total_steps: int,
         *,
         settings: SearchSettings | None = None,
-        importance: Importance = "bn_scale",
+        trained: bool = False,
+        importance: Importance = "filter_l1",
         combination: Combination = "mean",
         exclude: Sequence[str] = (),
         remove_branches: bool = False,
@@ -151,7 +154,7 @@ class DSAPruner:
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.settings = settings or SearchSettings()
-        self.total_steps = total_steps
+        self.total_steps, self._trained = total_steps, trained
         self._model, self._example = model, example_inputs
         device = example_inputs.device
         self.graph = take_inventory(
@@ -309,7 +312,7 @@ class DSAPruner:
         self._recent += torch.stack([loss.detach().float(), torch.ones_like(self._recent[1])])
 
     def _watch_loss(self) -> None:
-        """Begin the search when the loss has started to fall, or at the latest allowed step."""
+        """Begin the search when the loss is known to fall, or at the latest allowed step."""
         least, most = (round(f * self.total_steps) for f in self.settings.warmup)
         window = max(self.settings.validation_every, least // 4 or 1)
         if self._steps % window and self._steps < most:
@@ -320,7 +323,7 @@ class DSAPruner:
         self._recent.zero_()
         loss = total / count
         first = self._first_loss = loss if self._first_loss is None else self._first_loss
-        fallen = loss <= self.settings.fallen * first
+        fallen = self._trained or loss <= self.settings.fallen * first
         if self._steps >= most and not fallen:
             self._warn(
                 f"the loss has not started to fall in {self._steps} steps ({first:.3g} "

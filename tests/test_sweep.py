@@ -76,7 +76,7 @@ def test_one_method_that_breaks_off_does_not_stop_the_others(
 
         broken.setattr(Uniform, "make", refuse)
         assert compare.main(argv) == 2
-    assert "1 runs failed (uniform-60pct-seed0: RuntimeError: the runtime went away)" in (
+    assert "1 run failed (uniform-60pct-seed0: RuntimeError: the runtime went away)" in (
         capsys.readouterr().err
     )
     result = json.loads((tmp_path / "sweep" / "result.json").read_text())

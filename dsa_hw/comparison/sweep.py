@@ -21,7 +21,7 @@ from dsa_hw.comparison.cells import DENSE, Cell, plan, run_config
 from dsa_hw.comparison.final_timing import time_everything
 from dsa_hw.comparison.summary import CSV_FILE, summarize, to_csv
 from dsa_hw.config import CompareConfig
-from dsa_hw.console import Progress
+from dsa_hw.console import Progress, counted
 from dsa_hw.html_report import write_comparison_report
 from dsa_hw.pipeline import (
     Dense,
@@ -71,7 +71,7 @@ def compare(config: CompareConfig, progress: Progress) -> dict[str, Any]:
     left = [c for c in cells if not (c.folder(folder.path) / RESULT_FILE).is_file()]
     others = [c.name for c in left if c.name not in failed]
     if others:
-        progress.say(f"{len(others)} runs are in other processes' hands ({others[0]}, ...)")
+        progress.say(f"in other processes' hands: {counted(len(others), 'run')} ({others[0]}, ...)")
     else:
         with _timing_lock(folder.path):
             time_everything(config, cells, ground.dense.graph, ground.backend, progress)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from dsa_hw.console import counted
 from dsa_hw.html_report import compare_figures as figures
 from dsa_hw.html_report import page as parts
 from dsa_hw.html_report.common_sections import (
@@ -79,7 +80,7 @@ def _sections(record: ComparisonRecord) -> list[Section]:
     built = [build(record) for build in builders]
     if record.unfinished:
         names = ", ".join(record.unfinished)
-        built.append(f"{len(record.unfinished)} runs are not finished: {names}")
+        built.append(f"not finished, {counted(len(record.unfinished), 'run')}: {names}")
     return with_left_out(built, record.problems)
 
 
@@ -135,7 +136,7 @@ def _certainty(record: ComparisonRecord) -> str:
 
 def _setting(record: ComparisonRecord) -> str:
     epochs = None if record.setting.epochs is None else f"{record.setting.epochs} epochs in all"
-    seeds = f"{len(record.seeds)} seeds" if record.seeds else None
+    seeds = counted(len(record.seeds), "seed") if record.seeds else None
     return record.setting.line(epochs, seeds)
 
 
@@ -407,7 +408,7 @@ def _warning_section(record: ComparisonRecord) -> Section | Absent:
     said = [*unreached, *record.warnings]
     title = f"Warnings ({len(said)})"
     listed = parts.notes(said, "notes warnings")
-    body = listed if len(said) <= 6 else parts.details(f"{len(said)} warnings", listed)
+    body = listed if len(said) <= 6 else parts.details(counted(len(said), "warning"), listed)
     return Section("warnings", title, (body,))
 
 
@@ -418,7 +419,7 @@ def _runs_section(record: ComparisonRecord) -> Section | Absent:
               "95 % interval (ms)", "Of dense", "FLOPs", "Met", "Minutes")  # fmt: skip
     rows = tuple(_run_line(c) for c in record.cells)
     every = parts.table(Table(f"All {len(rows)} runs", header, rows))
-    return Section("runs", "Every run", (parts.details(f"{len(rows)} runs", every),))
+    return Section("runs", "Every run", (parts.details(counted(len(rows), "run"), every),))
 
 
 def _run_line(cell: RunPoint) -> tuple[Cell, ...]:

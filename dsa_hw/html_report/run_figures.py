@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dsa_hw.console import counted
 from dsa_hw.html_report.drawing import MAX_POINTS, Drawing, draw_svg, shorten, style_axes, thin
 from dsa_hw.html_report.fields import Interval
 from dsa_hw.html_report.formatting import show_ms, show_number, show_pct
@@ -169,7 +170,7 @@ def training_drawing(epochs: Sequence[EpochPoint]) -> Drawing:
         measures.append(("accuracy (%)", [_percent(epoch.accuracy) for epoch in epochs]))
     stages = list(dict.fromkeys(epoch.stage for epoch in epochs))
     colours = dict(zip(stages, ramp(len(stages)), strict=True))
-    ends = [f"{s}: {sum(epoch.stage == s for epoch in epochs)} epochs" for s in stages]
+    ends = [f"{s}: {counted(sum(epoch.stage == s for epoch in epochs), 'epoch')}" for s in stages]
 
     def draw(figure: "Figure") -> None:
         for axes, (label, values) in zip(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dsa_hw.console import counted
 from dsa_hw.html_report import page as parts
 from dsa_hw.html_report import run_figures as figures
 from dsa_hw.html_report.common_sections import (
@@ -397,7 +398,7 @@ def _training_section(run: RunRecord) -> Section | Absent:
     if not epochs:
         return "Training history: log.jsonl has no epoch events."
     stages = ", ".join(dict.fromkeys(epoch.stage for epoch in epochs))
-    caption = f"{len(epochs)} epochs; stages in order: {stages}."
+    caption = f"{counted(len(epochs), 'epoch')}; stages in order: {stages}."
     lines = [(e.stage, e.epoch, e.train_loss, e.accuracy) for e in epochs]
     numbers = parts.csv_text(("stage", "epoch", "train_loss", "accuracy"), lines)
     drawing = figures.training_drawing(epochs)

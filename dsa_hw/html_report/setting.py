@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dsa_hw.console import counted
 from dsa_hw.html_report.fields import Fields
 
 
@@ -36,9 +37,7 @@ class Setting:
     @property
     def threads_text(self) -> str | None:
         """``2 threads``"""
-        if self.threads is None:
-            return None
-        return f"{self.threads:g} thread" + ("" if self.threads == 1 else "s")
+        return None if self.threads is None else counted(self.threads, "thread")
 
     def line(self, *more: str | None) -> str:
         """What the times hold for, in one line, with what else belongs there."""
