@@ -34,8 +34,8 @@ def test_a_new_target_without_a_new_search(
     assert second["dense"]["accuracy"] == first["dense"]["accuracy"]
     assert second["pruned"]["flops"] > first["pruned"]["flops"]
     assert second["pruned"]["accuracy"] > 0.5  # ten classes
-    assert prune.main([*other, "--importance", "filter_l1", "--out", "runs/x"]) == 2
-    assert "importance: 'bn_scale' there, 'filter_l1' here" in capsys.readouterr().err
+    assert prune.main([*other, "--importance", "bn_scale", "--out", "runs/x"]) == 2
+    assert "importance: 'filter_l1' there, 'bn_scale' here" in capsys.readouterr().err
     assert prune.main([*TRAIN, "--search-from", "nowhere", "--out", "runs/x"]) == 2
     assert "holds no run" in capsys.readouterr().err
     assert prune.main([*TRAIN, "--distill", "0.5", "--out", "runs/x"]) == 2
