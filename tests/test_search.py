@@ -182,7 +182,7 @@ def test_taylor_scores_follow_the_search() -> None:
 
 def test_a_new_target_from_a_finished_search() -> None:
     """Keep ratios go on to another budget by one factor; the model can be cut again."""
-    _, pruner = search(dsa_hw.FlopsBudget(0.5), steps=100)
+    _, pruner = search(dsa_hw.FlopsBudget(0.5), steps=60)
     first = pruner.finish_with_report()
     learned = pruner.keep_ratios.detach().clone()
     pruner.retarget(dsa_hw.FlopsBudget(0.3))
