@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dsa_hw.budgets import FlopsBudget, LatencyBudget, MemoryBudget, ParamsBudget
-    from dsa_hw.errors import InfeasibleBudget, UnsupportedModel, UserError
+    from dsa_hw.errors import InfeasibleBudget, SearchWarning, UnsupportedModel, UserError
     from dsa_hw.search import DSAPruner, SearchSettings
     from dsa_hw.surgery import load_pruned
 
@@ -23,6 +23,7 @@ _HOME = {
     "MemoryBudget": "budgets",
     "ParamsBudget": "budgets",
     "SearchSettings": "search",
+    "SearchWarning": "errors",
     "UnsupportedModel": "errors",
     "UserError": "errors",
     "load_pruned": "surgery",
@@ -36,6 +37,7 @@ __all__ = [
     "MemoryBudget",
     "ParamsBudget",
     "SearchSettings",
+    "SearchWarning",
     "UnsupportedModel",
     "UserError",
     "load_pruned",

@@ -122,6 +122,8 @@ def _parser(name: str, config_class: type, positional: str | None) -> ArgumentPa
             settings |= {"nargs": "+", "type": element}
         else:
             settings["type"] = hint
+            if hint is bool:  # --option alone says true
+                settings |= {"nargs": "?", "const": True}
         if option.name == positional:
             settings.pop("default")
             parser.add_argument(option.name, **settings)

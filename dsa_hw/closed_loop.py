@@ -1,7 +1,9 @@
 """Round, measure the deployed network, correct the model, round again: before any fine-tuning.
 
 Latency does not depend on the weights, so the loop needs none. A measured miss scales the latency
-budget's prediction near the allocation, and rounding runs again.
+budget's prediction near the allocation, and rounding runs again. Where no training follows, the
+last and longest measurement belongs to the loop: a network that it finds off the target is not
+the last one.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from dsa_hw.budgets import Budget, ModelledLatency
 from dsa_hw.choices import WidthChoices
+from dsa_hw.errors import InfeasibleBudget
 from dsa_hw.memory import PeakMemory
 from dsa_hw.rounding import Constraint, Rounded, round_widths
 
@@ -24,13 +27,20 @@ LEAST_ROUNDS = 4
 """One round sees the machine in one state, which lasts longer than the round: a verdict takes
 several, spread over the time that they need (docs/decisions.md)."""
 ROUNDS = 5
+CONFIRMATIONS = 3
+"""At most so many networks are measured to the end, each in place of one found off the target."""
+CONFIRMED_WEIGHT = 2.0
+"""Of a last measurement, which takes about twice a round's time, among the rounds."""
 OWN_WEIGHT = 0.25
 """How far a network's own measurements are believed, beside the corrected prediction."""
-AIM = 0.979
-"""Of the target: the state of a shared machine moves a finished network by 2% either way between
-the loop and the last measurement (docs/decisions.md)."""
-ACCEPTED = (0.963, 0.993)
-"""Uses of the target that end the loop: about the aim, by less than a width's step often is."""
+MARGINS = (0.008, 0.021)
+"""Least and most of the target that the aim leaves unused. The most is for shared machines, whose
+state moves a finished network by 2% either way between the loop and the last measurement; the least
+for devices whose rounds agree (docs/decisions.md)."""
+SPREADS_LEFT = 3.0
+"""Margin, in standard deviations of the rounds' errors."""
+AIM = 1.0 - MARGINS[1]
+"""Of the target, as long as nothing is known of the device's noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,7 @@ class LoopRound:
     Args:
         correction: measured over predicted, as known *before* this round.
         model_target_ms: the target at the speed that the model predicts for.
+        weight: of its measurement, where a round's is 1.
     """
 
     widths: tuple[int, ...]
@@ -60,6 +71,7 @@ class LoopRound:
     correction: float
     model_target_ms: float
     timed: Timed
+    weight: float = 1.0
 
     @property
     def use(self) -> float:
@@ -92,7 +104,7 @@ class Allocation:
     @property
     def chosen(self) -> LoopRound | None:
         """The round whose widths these are."""
-        own = tuple(self.widths.tolist())
+        own = _own(self.widths)
         return next((r for r in reversed(self.rounds) if r.widths == own), None)
 
 
@@ -101,28 +113,94 @@ def allocate(
     values: Sequence[np.ndarray],
     budgets: Sequence[Budget],
     measure: Measure | None = None,
+    confirm: Measure | None = None,
 ) -> Allocation:
     """The most valuable widths at the budgets, verified by measuring if ``measure`` is given.
 
     Args:
         values: per group, one number a choice.
         budgets: on the CPU; a latency budget among them is what ``measure`` verifies.
+        confirm: a longer measurement, which the widths returned have passed through; where it
+            speaks against them, others are tried.
 
     Raises:
         InfeasibleBudget: no allowed widths meet the budgets.
     """
-    aim = AIM if measure else 1.0
     names = [b.name for b in budgets]
-    loop = TargetLoop()
-    while True:
-        correction = loop.correction
-        rounded = _round(choices, values, budgets, correction, aim)
-        if measure is None:
-            return Allocation(rounded.widths, dict(zip(names, rounded.costs, strict=True)))
-        if loop.add(_turn(rounded, budgets, correction, measure)):
-            widths = np.array(loop.best.widths)
-            costs = dict(zip(names, _charged(budgets, widths), strict=True))
-            return Allocation(widths, costs, tuple(loop.rounds))
+    if measure is None:
+        rounded = _round(choices, values, budgets, 1.0, 1.0)
+        return Allocation(rounded.widths, dict(zip(names, rounded.costs, strict=True)))
+    loop = TargetLoop(LEAST_ROUNDS if confirm is None else LEAST_ROUNDS - 1)
+    rounding = _Rounding(choices, values, budgets, loop)
+    while not loop.add(rounding.turn(measure)):
+        pass
+    best = loop.best if confirm is None else _confirmed(loop, rounding, confirm)
+    widths = np.array(best.widths)
+    costs = dict(zip(names, _charged(budgets, widths), strict=True))
+    return Allocation(widths, costs, tuple(loop.rounds))
+
+
+def _confirmed(loop: TargetLoop, rounding: _Rounding, confirm: Measure) -> LoopRound:
+    """The best of the networks that ``confirm`` has measured; the loop's best is the first."""
+    widths = np.array(loop.best.widths)
+    confirmed: list[LoopRound] = []
+    while not any(r.widths == _own(widths) for r in confirmed):  # else nothing nearer is known
+        confirmed.append(rounding.measured(widths, confirm, CONFIRMED_WEIGHT))
+        loop.add(confirmed[-1])
+        if len(confirmed) == CONFIRMATIONS or loop.proves(confirmed[-1]):
+            break
+        widths = rounding.next_widths()
+    return min(confirmed, key=loop.miss)
+
+
+class _Rounding:
+    """Rounds, at what the loop knows so far, and measures."""
+
+    def __init__(
+        self,
+        choices: WidthChoices,
+        values: Sequence[np.ndarray],
+        budgets: Sequence[Budget],
+        loop: TargetLoop,
+    ) -> None:
+        self._choices, self._values, self._budgets = choices, values, budgets
+        self._loop = loop
+        latencies = [b for b in budgets if isinstance(b, ModelledLatency)]
+        if not latencies:
+            raise ValueError("measure was given, and there is no latency budget that it verifies")
+        self._latency = latencies[0]
+
+    def turn(self, measure: Measure, weight: float = 1.0) -> LoopRound:
+        """The next round.
+
+        Raises:
+            InfeasibleBudget: no allowed widths meet the budgets as the model knows them.
+        """
+        return self.measured(self.next_widths(), measure, weight)
+
+    def next_widths(self) -> np.ndarray:
+        """The most valuable widths; the least where only the corrections rule all others out."""
+        for aim in (self._loop.aim, 1.0):
+            try:
+                return _round(
+                    self._choices, self._values, self._budgets, self._loop.correction, aim
+                ).widths
+            except InfeasibleBudget:
+                if aim == 1.0 and not self._loop.rounds:
+                    raise
+        return self._choices.least
+
+    def measured(self, widths: np.ndarray, measure: Measure, weight: float) -> LoopRound:
+        """A round of these widths."""
+        corrected = dataclasses.replace(self._latency, correction=self._loop.correction)
+        return LoopRound(
+            widths=_own(widths),
+            predicted_ms=float(_batched(corrected.charged)(widths[None])[0]),
+            correction=self._loop.correction,
+            model_target_ms=self._latency.target,
+            timed=measure(widths),
+            weight=weight,
+        )
 
 
 class TargetLoop:
@@ -134,36 +212,74 @@ class TargetLoop:
     its own measurements.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, least_rounds: int = LEAST_ROUNDS) -> None:
         self.rounds: list[LoopRound] = []
+        self._least_rounds = least_rounds
 
     @property
     def correction(self) -> float:
         """Measured over predicted: the geometric mean over the rounds; 1 before the first."""
-        return math.exp(sum(r.log_error for r in self.rounds) / max(1, len(self.rounds)))
+        return math.exp(_mean_log_error(self.rounds)) if self.rounds else 1.0
+
+    @property
+    def margin(self) -> float:
+        """What the aim leaves unused of the target: more where the rounds differ more."""
+        least, most = MARGINS
+        if len(self.rounds) < LEAST_ROUNDS:
+            return most
+        spread = float(np.std([r.log_error for r in self.rounds], ddof=1))
+        return min(most, max(least, SPREADS_LEFT * spread))
+
+    @property
+    def aim(self) -> float:
+        """Of the target."""
+        return 1.0 - self.margin
+
+    @property
+    def accepted(self) -> tuple[float, float]:
+        """Uses of the target that end the loop: about the aim, by less than a width's step often
+        is."""
+        margin = self.margin
+        return self.aim - max(0.011, 0.75 * margin), 1.0 - margin / 3.0
 
     def add(self, turn: LoopRound) -> bool:
         """Take in a round; returns whether it was the last one."""
         self.rounds.append(turn)
-        accepted = ACCEPTED[0] <= self.use(turn) <= ACCEPTED[1]
-        return len(self.rounds) == ROUNDS or (accepted and len(self.rounds) >= LEAST_ROUNDS)
+        enough = len(self.rounds) >= self._least_rounds and self.accepts(turn)
+        return enough or len(self.rounds) >= ROUNDS
+
+    def accepts(self, turn: LoopRound) -> bool:
+        """Whether its use of the target, as far as it is believed, ends the loop."""
+        least, most = self.accepted
+        return least <= self.use(turn) <= most
+
+    def proves(self, turn: LoopRound) -> bool:
+        """Whether, beside that, its own interval reaches to between there and the target."""
+        low, high = (ms / turn.timed.target_ms for ms in turn.timed.ci95_ms)
+        return self.accepts(turn) and low <= 1.0 and high >= self.accepted[0]
 
     def use(self, turn: LoopRound) -> float:
         """Measured over target, as far as it is believed."""
-        own = [r.log_error for r in self.rounds if r.widths == turn.widths]
+        own = _mean_log_error([r for r in self.rounds if r.widths == turn.widths])
         pooled = math.log(self.correction)
-        believed = pooled + OWN_WEIGHT * (sum(own) / len(own) - pooled)
+        believed = pooled + OWN_WEIGHT * (own - pooled)
         return turn.use * math.exp(believed - turn.log_error)
 
     @property
     def best(self) -> LoopRound:
-        """The round nearest to the aim; over the target is worse than as much under it."""
+        """The round nearest to the aim."""
+        return min(self.rounds, key=self.miss)
 
-        def miss(turn: LoopRound) -> float:
-            use = self.use(turn)
-            return 10.0 * (use - AIM) if use > ACCEPTED[1] else abs(use - AIM)
+    def miss(self, turn: LoopRound) -> float:
+        """Distance from the aim; over the target is worse than as much under it."""
+        use = self.use(turn)
+        away = use - self.aim
+        return 10.0 * away if use > self.accepted[1] else abs(away)
 
-        return min(self.rounds, key=miss)
+
+def _mean_log_error(rounds: Sequence[LoopRound]) -> float:
+    total = sum(r.weight * r.log_error for r in rounds)
+    return total / sum(r.weight for r in rounds)
 
 
 def _round(
@@ -190,21 +306,8 @@ def _round(
     return round_widths(choices, values, constraints)
 
 
-def _turn(
-    rounded: Rounded, budgets: Sequence[Budget], correction: float, measure: Measure
-) -> LoopRound:
-    index = list(budgets).index(_latency(budgets))
-    return LoopRound(
-        widths=tuple(int(w) for w in rounded.widths),
-        predicted_ms=rounded.costs[index],
-        correction=correction,
-        model_target_ms=_latency(budgets).target,
-        timed=measure(rounded.widths),
-    )
-
-
-def _latency(budgets: Sequence[Budget]) -> ModelledLatency:
-    return next(b for b in budgets if isinstance(b, ModelledLatency))
+def _own(widths: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(w) for w in widths)
 
 
 def _batched(charged: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:

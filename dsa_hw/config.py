@@ -153,10 +153,10 @@ class PruneConfig(TrainingConfig):
         None, "latency to reach, as a part of the dense network's, in (0, 1)"
     )
     budget: tuple[BudgetName, ...] = _option(("latency",), "what is limited; several at once work")
-    flops_ratio: float | None = _option(None, "part of the dense FLOPs to keep, in (0, 1]")
-    params_ratio: float | None = _option(None, "part of the dense weights to keep, in (0, 1]")
+    flops_ratio: float | None = _option(None, "part of the dense FLOPs to keep, in (0, 1)")
+    params_ratio: float | None = _option(None, "part of the dense weights to keep, in (0, 1)")
     memory_ratio: float | None = _option(
-        None, "part of the dense network's peak activation memory to keep, in (0, 1]"
+        None, "part of the dense network's peak activation memory to keep, in (0, 1)"
     )
     search_from: str | None = _option(
         None, "run folder of a finished search on the same network and data: take what it learned "
@@ -232,12 +232,15 @@ class CompareConfig(TrainingConfig):
                 len(set(values)) == len(values) > 0, name, values, "one or more, all different"
             )
         _require(self.epochs >= 1, "epochs", self.epochs, "1 or more: what is compared is trained")
+        _require(self.distill is None, "distill", self.distill, "nothing: all methods have the "
+                 "same fine-tuning, on labels alone")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ValidateConfig(DeviceConfig):
     """``python -m dsa_hw.validate``"""
 
+    device: str = _option("auto", "deployment device; auto: that of the run, or the cpu")
     run: str | None = _option(None, "run folder: its model.onnx beside its prediction and target")
     onnx: str | None = _option(None, "an exported network to time by itself")
 

@@ -66,7 +66,7 @@ def print_result(result: Mapping[str, Any], run_dir: str) -> None:
                   _ratio(pruned["predicted_ms"], dense))  # fmt: skip
     table.add_row("measured, ms", _interval(dense), _interval(pruned), f"{ratio:.3f}")
     table.add_row("accuracy", _percent(dense["accuracy"]), _percent(pruned["accuracy"]), "")
-    for name, unit, scale in (("flops", "M", 1e6), ("params", "k", 1e3)):
+    for name, unit, scale in (("flops", "M", 1e6), ("params", "M", 1e6)):
         table.add_row(
             f"{name}, {unit}",
             f"{dense[name] / scale:.4g}",

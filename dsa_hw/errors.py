@@ -13,6 +13,10 @@ class InfeasibleBudget(UserError):
     """No allowed widths meet the budget; the message has the least that can be reached."""
 
 
+class SearchWarning(UserWarning):
+    """Something looks wrong in a search whose history nobody receives."""
+
+
 class RunFolderError(UserError):
     """The run folder cannot be used: it holds another run, or cannot be written."""
 

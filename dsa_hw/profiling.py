@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -153,10 +154,11 @@ def latency_model(graph: DeployedGraph, table: LatencyTable) -> CalibratedModel:
         if key.network == graph.digest and graph.can_have(key.widths)
     ]  # fmt: skip
     on_steps = sum(choices.allow(key.widths) for key in networks)
-    if on_steps < LEAST_NETWORKS:
+    least = min(LEAST_NETWORKS, math.prod(map(len, choices.widths)))  # a small network has few
+    if on_steps < least:
         raise MissingMeasurement(
             f"{table.path} has {on_steps} whole networks of this model, too few to calibrate "
-            f"({LEAST_NETWORKS}); run python -m dsa_hw.profile with this model and --table"
+            f"({least}); run python -m dsa_hw.profile with this model and --table"
         )
     calibration = calibrate(model, table, networks)
     calibrated = model.with_coefficients(calibration.coefficients)

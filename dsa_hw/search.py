@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -39,6 +40,7 @@ from dsa_hw.constraints import ConstraintMethod, make_mover
 from dsa_hw.constraints.mover import fit_to_budget
 from dsa_hw.deployed import DeployedGraph
 from dsa_hw.dpp import keep_probabilities, sample_masks, standardized_inexactness
+from dsa_hw.errors import InfeasibleBudget, SearchWarning
 from dsa_hw.importance import AtomImportance, Combination, Importance, Scores, TaylorScores
 from dsa_hw.inventory import fixed_branches_warning, take_inventory
 from dsa_hw.masks import ChannelMasks, hard_masks
@@ -134,7 +136,11 @@ class DSAPruner:
         exclude: patterns of module names whose channels all stay.
         remove_branches: whole residual branches may go, where their shortcut is the identity.
         seed: of the sampled masks; the same on all processes.
-        on_event: receives the history (``log.jsonl`` of the command).
+        on_event: receives the history (``log.jsonl`` of the command); without it, its warnings are
+            Python's (``SearchWarning``).
+
+    Raises:
+        InfeasibleBudget: no allowed widths meet a budget.
     """
 
     def __init__(
@@ -161,14 +167,7 @@ class DSAPruner:
             model, example_inputs, exclude=exclude, remove_branches=remove_branches
         )
         self.coupling = self.graph.coupling
-        self._taylor = (
-            TaylorScores(self.coupling, device, combination) if importance == "taylor" else None
-        )
-        self._importance: Scores = self._taylor or AtomImportance(
-            model, self.coupling, importance, combination
-        )
-        self._masks = self._masked()
-        self._on_event = on_event or (lambda event: None)
+        self._on_event = on_event or _warn_of
         for message in fixed_branches_warning(self.graph):
             self._warn(message)
 
@@ -177,6 +176,13 @@ class DSAPruner:
         self._least = torch.zeros_like(self._dense)
         self.keep_ratios = torch.ones(len(groups), device=device, requires_grad=True)
         self._bind(budgets)
+        self._taylor = (
+            TaylorScores(self.coupling, device, combination) if importance == "taylor" else None
+        )
+        self._importance: Scores = self._taylor or AtomImportance(
+            model, self.coupling, importance, combination
+        )
+        self._masks = self._masked()
         self._mover = make_mover(
             self.settings.constraint, self.keep_ratios, self._least, len(self.budgets)
         )
@@ -186,6 +192,7 @@ class DSAPruner:
         self._first_loss: float | None = None
         self._recent = torch.zeros(2, device=device)  # sum and number of validation losses
         self._last_loss = torch.zeros((), device=device)
+        self._refused = torch.zeros((), device=device)  # gradients that were not finite
         if self._taylor is not None:
             self._masks.set(torch.ones(self._taylor.present.shape, device=device))
 
@@ -194,9 +201,11 @@ class DSAPruner:
         device = self._dense.device
         requests = budgets if isinstance(budgets, Sequence) else [budgets]
         bound = [request.bind(self.graph) for request in requests]
-        self.budgets = [budget.to(device) for budget, _ in bound]
-        check_names(self.budgets)
-        self.choices = merged_choices([choices for _, choices in bound])
+        budgets_of_all = [budget.to(device) for budget, _ in bound]
+        check_names(budgets_of_all)
+        choices = merged_choices([choices for _, choices in bound])
+        _refuse_infeasible(budgets_of_all, choices)
+        self.budgets, self.choices = budgets_of_all, choices
         least = torch.as_tensor(self.choices.least, dtype=torch.float32, device=device)
         self._least.copy_(least / self._dense)
         self._gates = None
@@ -301,7 +310,13 @@ class DSAPruner:
         (loss_gradient,) = torch.autograd.grad(loss, self.keep_ratios)
         self._note_loss(_averaged(loss.detach()))
         step = self.settings.keep_ratio_lr * (1.0 - 0.9 * self.progress)
-        self._mover.move(_averaged(loss_gradient), self._violations, step)
+        self._mover.move(self._finite(_averaged(loss_gradient)), self._violations, step)
+
+    def _finite(self, gradient: Tensor) -> Tensor:
+        """``gradient``, or nothing where it is not finite: moments would never forget it."""
+        finite = torch.isfinite(gradient).all()
+        self._refused += ~finite
+        return torch.where(finite, gradient, torch.zeros_like(gradient))
 
     def _violations(self, keep_ratios: Tensor) -> Tensor:
         """(budgets,) cost over the target that holds now, less 1."""
@@ -340,6 +355,12 @@ class DSAPruner:
         ratios = self.keep_ratios.tolist()
         if not math.isfinite(float(self._last_loss)):
             self._warn(f"the validation loss is {float(self._last_loss)} at step {self._steps}")
+        if refused := int(self._refused):
+            self._warn(
+                f"{refused} gradients of the validation loss were not finite up to step "
+                f"{self._steps}, and were left out: see that the training itself does not diverge"
+            )
+            self._refused.zero_()
         names = [b.name for b in self.budgets]
         costs = self._costs(self.keep_ratios * self._dense).tolist()
         gates = self._branch_gates()
@@ -517,6 +538,29 @@ def _averaged(value: Tensor) -> Tensor:
     total = value.detach().clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+def _refuse_infeasible(budgets: Sequence[Budget], choices: WidthChoices) -> None:
+    """A search would end with this error, too late.
+
+    Raises:
+        InfeasibleBudget: the least widths cost more than a budget.
+    """
+    least = torch.as_tensor(choices.least, dtype=torch.float32)[None]
+    for budget in budgets:
+        cost = float(budget.to("cpu").charged(least)[0])
+        if cost > budget.target:
+            raise InfeasibleBudget(
+                f"the {budget.name} target of {budget.target:.4g} {budget.unit} cannot be reached: "
+                f"the least this network can have is {cost:.4g} {budget.unit} (every group at its "
+                "smallest width)"
+            )
+
+
+def _warn_of(event: Event) -> None:
+    """What becomes of the history where nobody receives it."""
+    if event["event"] == "warning":
+        warnings.warn(event["message"], SearchWarning, stacklevel=2)
 
 
 @contextlib.contextmanager

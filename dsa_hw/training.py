@@ -8,12 +8,14 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -73,6 +75,7 @@ class Trainer:
         *,
         test_every_epoch: bool = True,
     ) -> None:
+        _let_precision_change(config.mixed_precision)
         self._accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             cpu=trains_on_cpu(config),
@@ -205,7 +208,8 @@ class Trainer:
         model.train()
         source = self._search if searching else self._train
         steps = self.steps
-        stream = self._endless(source, epoch) if searching else self._batches(source, epoch)
+        order = _first_order(stage) + epoch
+        stream = self._endless(source, order) if searching else self._batches(source, order)
         total = torch.zeros((), device=self.device)
         seen = time.monotonic()
         for step, (x, y) in enumerate(itertools.islice(stream, steps)):
@@ -241,9 +245,13 @@ class Trainer:
 
         return StreamedLoss(loss, lambda seen: self._endless(dataset, 0, seen))
 
-    def search_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of the search split (training data less what is held out), without end."""
-        return self._endless(self._search, 0)
+    def search_batches(self, seen: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of the search split (training data less what is held out), without end.
+
+        Args:
+            seen: batches to leave out at the beginning.
+        """
+        return self._endless(self._search, 0, seen)
 
     def train_briefly(
         self,
@@ -266,7 +274,11 @@ class Trainer:
             with self._accelerator.autocast():
                 loss = self.criterion(model(x), y)
             self._accelerator.backward(loss)
-            optimizer.step()
+            if (scaler := self._accelerator.scaler) is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+                scaler.update()
             optimizer.zero_grad(set_to_none=True)
 
     def accumulate_gradients(self, model: nn.Module, count: int) -> None:
@@ -276,7 +288,7 @@ class Trainer:
         for x, y in itertools.islice(self._endless(self._train, 0), count):
             with self._accelerator.autocast():
                 loss = self.criterion(model(x), y)
-            self._accelerator.backward(loss)
+            loss.backward()
         model.train()
 
     def accuracy(self, model: nn.Module) -> float:
@@ -305,12 +317,12 @@ class Trainer:
         mine = range(self._accelerator.process_index, len_of(dataset), self._processes)
         return _flat(Subset(dataset, mine))
 
-    def _batches(self, dataset: Dataset, epoch: int) -> Batches:
+    def _batches(self, dataset: Dataset, order: int) -> Batches:
         """This process's part of shuffled batches of one epoch, all of them of the same size.
 
-        The same again for the same seed and epoch.
+        The same again for the same seed and order.
         """
-        seed = self._config.seed * 100_003 + epoch
+        seed = self._config.seed * 100_003 + order
         size = self._config.train_batch_size
         if isinstance(dataset, ImageTensors):
             part = (self._accelerator.process_index, self._processes)
@@ -328,16 +340,16 @@ class Trainer:
         return self._on_device(self._accelerator.prepare_data_loader(loader))
 
     def _endless(
-        self, dataset: Dataset, epoch: int, seen: int = 0
+        self, dataset: Dataset, order: int, seen: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of one pass after the other; another order for every epoch and pass.
+        """Batches of one pass after the other; another order for every pass.
 
         Args:
             seen: batches to leave out at the beginning.
         """
         turns, rest = divmod(seen, max(1, len_of(dataset) // self._config.train_batch_size))
         for turn in itertools.count(turns):
-            one_pass = self._batches(dataset, epoch + 1009 * turn)
+            one_pass = self._batches(dataset, order + 1009 * turn)
             yield from itertools.islice(one_pass, rest if turn == turns else 0, None)
 
     def _on_device(self, source: Batches) -> Batches:
@@ -407,6 +419,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def len_of(dataset: Dataset) -> int:
     """Number of samples of a map-style data set."""
     return len(dataset)  # pyright: ignore[reportArgumentType]
+
+
+def _let_precision_change(precision: str) -> None:
+    """Accelerate keeps one precision a process, and refuses a second one; runs may differ."""
+    state = AcceleratorState
+    if state._shared_state and state().mixed_precision != precision:
+        state._reset_state()
+
+
+def _first_order(stage: Stage) -> int:
+    """Where a stage's orders of the images begin: no stage repeats those of another."""
+    return zlib.crc32(stage.name.encode()) % 100_003
 
 
 def _schedule(progress: float) -> float:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from profilers.timing import Measurement
 
 
+AUTO = ValidateConfig.device
+
+
 def _run(config: ValidateConfig) -> int:
     from dsa_hw.errors import UserError
 
@@ -28,11 +31,14 @@ def _run(config: ValidateConfig) -> int:
 
 
 def _validate_file(config: ValidateConfig, path: Path) -> None:
+    import dataclasses
+
     from dsa_hw.pipeline import configured_backend
     from dsa_hw.validation import time_networks
 
     _need_file(path)
-    backend = configured_backend(config)
+    device = "cpu" if config.device == AUTO else config.device
+    backend = configured_backend(dataclasses.replace(config, device=device))
     found = time_networks(backend, {"network": path}, time_limit_s=config.measure_seconds)
     _print_measured(found["network"])
     _print_card(backend, path)
@@ -42,6 +48,7 @@ def _validate_run(config: ValidateConfig, path: Path) -> None:
     import dataclasses
 
     from dsa_hw.errors import UserError
+    from dsa_hw.finished_search import config_of
     from dsa_hw.pipeline import configured_backend, dense_of_run
     from dsa_hw.run_folder import ONNX_FILE, RESULT_FILE, RunFolder
     from dsa_hw.validation import validate_run
@@ -52,9 +59,14 @@ def _validate_run(config: ValidateConfig, path: Path) -> None:
         raise UserError(f"{path} holds no finished run ({RESULT_FILE} is missing)")
     _need_file(path / ONNX_FILE)
     dense = None if result["target_ratio"] is None else dense_of_run(folder, result)
+    asked = config_of(folder)
+    same_device = config.device in (AUTO, asked.device)
     backend = configured_backend(
         dataclasses.replace(
-            config, batch_size=result["batch_size"], precision=result["precision"],
+            config, device=asked.device if same_device else config.device,
+            backend=config.backend or (asked.backend if same_device else None),
+            include_copies=config.include_copies or asked.include_copies,
+            batch_size=result["batch_size"], precision=result["precision"],
             threads=config.threads or result["threads"],
         )
     )  # fmt: skip

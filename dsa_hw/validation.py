@@ -73,14 +73,21 @@ def loop_measure(
         found = time_networks(backend, models, time_limit_s=time_limit_s)
         if on_measured:
             on_measured(widths, found)
-        pruned = found["pruned"] if target_ms else paired(found["pruned"], found["dense"])
-        return Timed(
-            measured_ms=pruned.median_ms,
-            ci95_ms=pruned.ci95_ms,
-            target_ms=resolve_target(target_ms, target_ratio, found["dense"].median_ms),
-        )
+        return timed_to_target(found, target_ms, target_ratio)
 
     return measure
+
+
+def timed_to_target(
+    found: Mapping[str, Measurement], target_ms: float | None, target_ratio: float | None
+) -> Timed:
+    """``"pruned"`` against the target; by pairs with ``"dense"`` where that is a part of it."""
+    pruned = found["pruned"] if target_ms else paired(found["pruned"], found["dense"])
+    return Timed(
+        measured_ms=pruned.median_ms,
+        ci95_ms=pruned.ci95_ms,
+        target_ms=resolve_target(target_ms, target_ratio, found["dense"].median_ms),
+    )
 
 
 @dataclass(frozen=True, slots=True)

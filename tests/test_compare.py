@@ -15,6 +15,7 @@ from colours import coloured
 from conftest import Residual
 from fake_device import FakeDevice, FakeRuntime
 from filelock import FileLock
+from safetensors.torch import load_file
 from test_latency_model import reference_table
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from dsa_hw.baselines.netadapt import shrunken
 from dsa_hw.baselines.to_target import reach_target
 from dsa_hw.budgets import ModelledLatency
 from dsa_hw.cli import parse
-from dsa_hw.closed_loop import ACCEPTED, Timed
+from dsa_hw.closed_loop import Timed
 from dsa_hw.comparison import cells, sweep
 from dsa_hw.config import CompareConfig
 from dsa_hw.coupling import find_coupling
@@ -103,7 +104,7 @@ def test_every_method_ends_at_the_target_with_what_it_learned(swept: Path) -> No
     for cell in result["cells"]:
         assert cell["infeasible"] is None
         # this network has few widths: no method is over its target, and none wastes a quarter
-        assert 0.45 < cell["ratio"] <= 0.6 * ACCEPTED[1], cell["method"]
+        assert 0.45 < cell["ratio"] <= 0.6 * 0.993, cell["method"]
         assert cell["accuracy"] > 0.3, cell["method"]  # ten classes
     for name in METHODS:
         run = json.loads((swept / "cells" / f"{name}-60pct-seed0" / "result.json").read_text())
@@ -252,7 +253,15 @@ def test_own_solvers_close_the_loop_on_a_slower_device(profiled: ProfiledNetwork
     assert len(allocation.rounds) > 1
     chosen = allocation.chosen
     assert chosen is not None
-    assert ACCEPTED[0] <= chosen.use <= ACCEPTED[1]
+    assert 0.963 <= chosen.use <= 0.998
+
+
+def test_every_network_has_had_as_many_updates(swept: Path) -> None:
+    """Batch-norms count them; 320 images in batches of 20, three epochs."""
+    for cell in json.loads((swept / "result.json").read_text())["cells"]:
+        weights = load_file(swept / "cells" / cell["cell"] / "weights.safetensors")
+        counted = {int(v) for k, v in weights.items() if k.endswith("num_batches_tracked")}
+        assert counted == {3 * 16}, (cell["method"], counted)
 
 
 # -- the parts ---------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def test_a_search_step_never_reads_a_value(
 ) -> None:
     torch.manual_seed(0)
     model, criterion = Residual(), nn.CrossEntropyLoss()
-    budgets = [LatencyBudget(table, 0.02), FlopsBudget(0.5)]
+    budgets = [LatencyBudget(table, 0.045), FlopsBudget(0.5)]
     steps = 8
     settings = SearchSettings(
         warmup=(0.0, 0.0), validation_every=2, log_every=10**6, stochastic=stochastic
@@ -255,7 +255,7 @@ def test_a_search_step_takes_nothing_from_the_host(
     """Forward, backward, both optimizers, masks and the move of the keep ratios."""
     torch.manual_seed(0)
     model, criterion = Residual(), nn.CrossEntropyLoss()
-    budgets = [LatencyBudget(table, 0.02), FlopsBudget(0.5), MemoryBudget(0.9)]
+    budgets = [LatencyBudget(table, 0.045), FlopsBudget(0.5), MemoryBudget(0.9)]
     settings = SearchSettings(
         warmup=(0.0, 0.0), validation_every=2, log_every=10**6, constraint=constraint
     )
@@ -292,7 +292,7 @@ def test_budgets_and_masks_are_made_on_the_device_that_asks(table: LatencyTable)
     model, x = Residual(), torch.zeros(1, 3, 16, 16)
     graph = take_inventory(model, x, remove_branches=True)
     assert graph.branches
-    requests = (LatencyBudget(table, 0.02), FlopsBudget(0.5), MemoryBudget(0.5))
+    requests = (LatencyBudget(table, 0.045), FlopsBudget(0.5), MemoryBudget(0.5))
     bound = [request.bind(graph)[0] for request in requests]
     groups = len(graph.dense_widths)
     with FakeTensorMode(), torch.no_grad():  # a backward pass would need the device itself
@@ -317,7 +317,7 @@ def test_a_captured_training_step_sees_every_new_mask(
     model, criterion = Residual(), nn.CrossEntropyLoss()
     settings = SearchSettings(warmup=(0.0, 0.0), validation_every=1, log_every=10**6)
     pruner = DSAPruner(
-        model, torch.zeros(1, 3, 16, 16), LatencyBudget(table, 0.02), total_steps=16,
+        model, torch.zeros(1, 3, 16, 16), LatencyBudget(table, 0.045), total_steps=16,
         settings=settings, importance=importance, remove_branches=remove_branches,
     )  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)

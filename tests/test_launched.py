@@ -75,7 +75,7 @@ def test_two_processes_finish_what_one_began_as_that_one_would(
     done = launch(arguments(table, both))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report.html") == 1
-    assert done.stderr.count("exporting, checking and timing") == 1
+    assert done.stderr.count("timing the pruned network") == 1
     assert all((both / name).is_file() for name in FILES)
     one, two = (json.loads((f / "result.json").read_text()) for f in (alone, both))
     assert [g["width"] for g in two["groups"]] == [g["width"] for g in one["groups"]]

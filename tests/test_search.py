@@ -13,7 +13,7 @@ from fake_device import FakeDevice
 from torch import Tensor, nn
 
 import dsa_hw
-from dsa_hw.budgets import LatencyBudget, count, flops_budget, params_budget
+from dsa_hw.budgets import FlopsBudget, LatencyBudget, count, flops_budget, params_budget
 from dsa_hw.constraints import ConstraintMethod
 from dsa_hw.coupling import find_coupling
 from dsa_hw.deployed import DeployedGraph, export_onnx
@@ -23,6 +23,7 @@ from profilers.collect import nominal_reference_ms
 from profilers.table import LatencyTable
 
 STEPS = 120
+EIGHT = torch.zeros(8, 3, 16, 16)
 
 
 class Toy:
@@ -280,9 +281,49 @@ def test_validation_batches_leave_running_statistics_alone() -> None:
 
 
 def test_infeasible_targets_say_the_least(table: LatencyTable) -> None:
-    _, pruner = search(LatencyBudget(table, 1e-6), steps=4)
     with pytest.raises(dsa_hw.InfeasibleBudget, match="the least this network can have"):
-        pruner.finish()
+        search(LatencyBudget(table, 1e-6), steps=4)
+
+
+def test_a_refused_budget_leaves_model_and_pruner_as_they_were(table: LatencyTable) -> None:
+    model = Residual()
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    with pytest.raises(dsa_hw.InfeasibleBudget):
+        DSAPruner(model, EIGHT[:1], FlopsBudget(1e-6, 8), 10)
+    assert hooks == sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    pruner = DSAPruner(model, EIGHT[:1], FlopsBudget(0.5, 8), 10)
+    budgets = pruner.budgets
+    with pytest.raises(dsa_hw.InfeasibleBudget):
+        pruner.retarget(FlopsBudget(1e-6, 8))
+    assert pruner.budgets is budgets
+
+
+def test_one_bad_batch_does_not_end_a_search() -> None:
+    """A validation loss that is not finite moves nothing, and is told."""
+    events: list[dict] = []
+    model = Residual()
+    settings = SearchSettings(warmup=(0.0, 0.0), validation_every=1)
+    pruner = DSAPruner(model, EIGHT[:1], FlopsBudget(0.5, 8), 20, settings=settings,
+                       on_event=events.append)  # fmt: skip
+    for step in range(20):
+        bad = float("nan") if step == 7 else 1.0
+        pruner.step(lambda bad=bad: bad * model(EIGHT + 1.0).square().mean())
+    assert torch.isfinite(pruner.keep_ratios).all()
+    assert (pruner.keep_ratios < 1.0).any()
+    told = [e["message"] for e in events if e["event"] == "warning"]
+    assert any(m.startswith("1 gradients") for m in told), told
+
+
+def test_warnings_reach_a_loop_without_a_history() -> None:
+    model = Residual()
+    pruner = DSAPruner(model, EIGHT[:1], FlopsBudget(0.5, 8), 16)
+
+    def steps() -> None:
+        for _ in range(16):
+            pruner.step(lambda: model(EIGHT).square().mean() * 0.0 + 1.0)
+
+    with pytest.warns(dsa_hw.SearchWarning, match="has not started to fall"):
+        steps()
 
 
 def test_keep_ratios_stay_within_what_the_device_allows(table: LatencyTable, graph) -> None:

@@ -23,8 +23,10 @@ from dsa_hw.deployed import DeployedGraph
 from dsa_hw.errors import InfeasibleBudget
 from dsa_hw.rounding import closeness
 
-LEVELS = 48
+LEVELS = 192
 """FLOPs levels between the least and the dense network, even in their logarithm."""
+LOOK = 12
+"""Levels above the last that fits which are looked at too."""
 
 
 class DsaFlops:
@@ -39,7 +41,7 @@ class DsaFlops:
     def make(self, bench: Workbench) -> Made:
         """Search at the uniform network's FLOPs, then follow the FLOPs down to the target."""
         ratio = flops_ratio_at(bench)
-        step = max(bench.choices.steps)
+        step = bench.widest_step
         pruner = bench.search([FlopsBudget(ratio, step)])
         learned = pruner.learned_widths()
         path = _FlopsPath(bench.graph, bench.choices, learned)
@@ -79,7 +81,8 @@ class _FlopsPath:
             middle = (low + high) // 2
             fits = bench.modelled_ms(self._at(middle)[None])[0] <= limit_ms
             low, high = (middle, high) if fits else (low, middle)
-        above = [i for i in range(low + 1, min(low + 4, LEVELS)) if self._ms(bench, i) <= limit_ms]
+        looked_at = range(low + 1, min(low + LOOK, LEVELS))
+        above = [i for i in looked_at if self._ms(bench, i) <= limit_ms]
         best = max([low, *above])
         if best < 0:
             raise InfeasibleBudget(

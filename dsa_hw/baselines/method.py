@@ -62,6 +62,12 @@ class Workbench:
             rows = torch.as_tensor(np.asarray(widths), dtype=torch.float32)
             return self.budget.model.staircase_ms(rows).double().numpy()
 
+    @property
+    def widest_step(self) -> int:
+        """Of the groups that have a choice."""
+        allowed = zip(self.choices.steps, self.choices.widths, strict=True)
+        return max(step for step, widths in allowed if len(widths) > 1)
+
     def train_dense(self, epochs: int, *, searching: bool = False) -> nn.Module:
         """A fresh network trained for the run's first ``epochs``, once for all targets.
 

@@ -58,12 +58,14 @@ class NetAdapt:
         """Train, adapt step by step, settle the last step by measuring."""
         dense_epochs = bench.config.search_epochs - _adapting_epochs(bench.config)
         model = bench.train_dense(dense_epochs, searching=True)
-        before, last = _Adaptation(bench, model).run()
+        adaptation = _Adaptation(bench, model)
+        before, last = adaptation.run()
         narrower = _up_to(bench.choices, before.widths)
         values = closeness(narrower, last.widths.astype(float))
         allocation = allocate(narrower, values, [bench.budget], bench.measure)
-        same = np.array_equal(allocation.widths, last.widths)
-        net = last if same else _cut(bench.graph.coupling, before, allocation.widths)
+        net = last
+        if not np.array_equal(allocation.widths, last.widths):
+            net = adaptation.recut(before, allocation.widths)
         return Made(net.model, net.keep, allocation, last.widths / bench.choices.dense)
 
 
@@ -78,10 +80,11 @@ class _Adaptation:
         self._bench, self._dense = bench, dense
         self._coupling = bench.graph.coupling
         self._batches = bench.trainer.search_batches()
-        self._steps = _adapting_epochs(bench.config) * bench.trainer.steps // ITERATIONS
+        self._seen = 0  # batches, by all proposals
+        self._since = 0  # updates since the network before the last iteration that cut
 
     def run(self) -> tuple[_Net, _Net]:
-        """The networks before and after the last iteration."""
+        """The networks before the last iteration that made one smaller, and at the end."""
         keep = [np.ones(g.atoms, bool) for g in self._coupling.groups]
         last = _Net(self._dense, keep, self._bench.choices.dense)
         before, done = last, 0
@@ -91,23 +94,48 @@ class _Adaptation:
                 self._load(state["last"]),
                 state["done"],
             )
+            self._since, self._seen = state["since"], state["seen"]
+            self._batches = self._bench.trainer.search_batches(self._seen)
         dense_ms, target = self._ms(self._bench.choices.dense), self._bench.budget.target
         for number in range(done + 1, ITERATIONS + 1):
             limit_ms = dense_ms * (target / dense_ms) ** (number / ITERATIONS)
-            before, last = last, self._iterate(last, limit_ms, number)
-            state = {"before": _saved(before), "last": _saved(last), "done": number}
+            if self._ms(last.widths) <= limit_ms:
+                model = copy.deepcopy(last.model)
+                self._train(model, self._steps(number), number)
+                last = dataclasses.replace(last, model=model)
+                self._since += self._steps(number)
+            else:
+                before, last = last, self._iterate(last, limit_ms, number)
+                self._since = self._steps(number)
+            state = {
+                "before": _saved(before), "last": _saved(last), "done": number,
+                "since": self._since, "seen": self._seen,
+            }  # fmt: skip
             self._bench.folder.save_checkpoint(CHECKPOINT, state)
         return before, last
 
+    def recut(self, before: _Net, widths: np.ndarray) -> _Net:
+        """``before`` at other widths, with as many updates as the iterations after it have had."""
+        net = _cut(self._coupling, before, widths)
+        self._train(net.model, self._since, ITERATIONS)
+        return net
+
+    def _steps(self, number: int) -> int:
+        """Updates of an iteration; together those of the epochs."""
+        every = _adapting_epochs(self._bench.config) * self._bench.trainer.steps
+        return every * number // ITERATIONS - every * (number - 1) // ITERATIONS
+
+    def _train(self, model: nn.Module, steps: int, number: int) -> None:
+        at = self._progress(number)
+        self._bench.trainer.train_briefly(model, self._batches, steps, at)
+        self._seen += steps
+
     def _iterate(self, net: _Net, limit_ms: float, number: int) -> _Net:
-        """The best proposal; ``net`` itself where it is within the limit already."""
-        if self._ms(net.widths) <= limit_ms:
-            return net
+        """The best proposal."""
         best, best_accuracy, best_widths = net, -1.0, net.widths
         for widths in self._proposals(net.widths, limit_ms):
             made = _cut(self._coupling, net, widths)
-            at = self._progress(number)
-            self._bench.trainer.train_briefly(made.model, self._batches, self._steps, at)
+            self._train(made.model, self._steps(number), number)
             accuracy = self._bench.trainer.validation_accuracy(made.model)
             if accuracy > best_accuracy:
                 best, best_accuracy, best_widths = made, accuracy, widths

@@ -152,7 +152,7 @@ class _Ratios:
                 importance=self._importance(),
                 global_pruning=True,
                 pruning_ratio=ratio,
-                round_to=max(bench.choices.steps),
+                round_to=bench.widest_step,
                 ignored_layers=[*frozen, *ends[-1:]],
             )
             groups = pruner.step(interactive=True)

@@ -56,9 +56,7 @@ def compare(config: CompareConfig, progress: Progress) -> dict[str, Any]:
     Raises:
         UserError: the configuration cannot be carried out.
     """
-    folder = RunFolder.check(config.out, config, EXTENSIBLE)
-    cells = plan(config)
-    ground = _prepare(config, cells, folder, progress)
+    folder, cells, ground = prepare(config, progress)
     failed: dict[str, str] = {}
     for number, (cell, following) in enumerate(
         zip(cells, [*cells[1:], None], strict=True), start=1
@@ -76,6 +74,17 @@ def compare(config: CompareConfig, progress: Progress) -> dict[str, Any]:
         with _timing_lock(folder.path):
             time_everything(config, cells, ground.dense.graph, ground.backend, progress)
     return _write_up(config, cells, ground, folder, failed)
+
+
+def prepare(config: CompareConfig, progress: Progress) -> tuple[RunFolder, list[Cell], Ground]:
+    """All that comes before the first run: a sweep that is called again finds it done.
+
+    Raises:
+        UserError: the configuration cannot be carried out.
+    """
+    folder = RunFolder.check(config.out, config, EXTENSIBLE)
+    cells = plan(config)
+    return folder, cells, _prepare(config, cells, folder, progress)
 
 
 def _last_of_its_target(cell: Cell, following: Cell) -> bool:

@@ -55,7 +55,8 @@ class AugmentedLagrangian(KeepRatioMover):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See ``KeepRatioMover.load_state_dict``."""
         super().load_state_dict(state)
-        self.multipliers.copy_(state["multipliers"])
+        if state["multipliers"].shape == self.multipliers.shape:  # else: other budgets, from zero
+            self.multipliers.copy_(state["multipliers"])
         self._norm.value.copy_(state["norm"])
 
 

@@ -1,0 +1,78 @@
+"""The reference training loop: what a stage sees, and runs of several precisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dsa_hw.config import PruneConfig
+from dsa_hw.data import DataSplits, ImageTensors
+from dsa_hw.run_folder import RunFolder
+from dsa_hw.training import Stage, Trainer
+
+IMAGES = 64
+
+
+def trainer_in(folder: Path, precision: str = "no") -> Trainer:
+    """On images that tell their number: all pixels of the k-th are k."""
+    pixels = torch.arange(IMAGES, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
+    labels = torch.zeros(IMAGES, dtype=torch.long)
+    data = ImageTensors(pixels.contiguous(), labels, mean=0.0, std=1.0)
+    config = PruneConfig(
+        target_ratio=0.5, train_batch_size=8, train_device="cpu", out=str(folder),
+        mixed_precision=precision,  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    return Trainer(config, DataSplits(data, data, 2, (3, 8, 8)), RunFolder(folder))
+
+
+class Recorder(nn.Module):
+    """Classifies, and keeps the order of the images that it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen += (255 * x.amax((1, 2, 3))).round().int().tolist()
+        return self.head(x.mean((2, 3)))
+
+
+def orders(folder: Path, stage: str, epochs: int) -> Iterator[tuple[int, ...]]:
+    """The images of each epoch."""
+    model = Recorder()
+    trainer_in(folder).train(model, Stage(stage, epochs, 0, 8 * epochs))
+    each = len(model.seen) // epochs
+    return (tuple(model.seen[i * each : (i + 1) * each]) for i in range(epochs))
+
+
+def test_no_epoch_of_a_run_repeats_the_order_of_another(tmp_path: Path) -> None:
+    every = [o for stage in ("dense", "search", "finetune") for o in orders(tmp_path, stage, 3)]
+    assert len(set(every)) == len(every) == 9
+    assert {tuple(sorted(o)) for o in every} == {tuple(range(IMAGES))}
+
+
+def test_the_same_stage_has_the_same_order_again(tmp_path: Path) -> None:
+    assert list(orders(tmp_path / "a", "search", 2)) == list(orders(tmp_path / "b", "search", 2))
+
+
+@pytest.mark.parametrize("first", ["bf16", "no"])
+def test_one_process_trains_at_several_precisions(tmp_path: Path, first: str) -> None:
+    """A comparison's second configuration may have another than its first."""
+    for number, precision in enumerate([first, *({"bf16", "no"} - {first}), first]):
+        model = Recorder()
+        trainer = trainer_in(tmp_path / str(number), precision)
+        found: list[torch.dtype] = []
+
+        def note(module: nn.Module, inputs: object, out: Tensor, found: list = found) -> None:
+            found.append(out.dtype)
+
+        model.head.register_forward_hook(note)
+        trainer.train(model, Stage("search", 1, 0, 8))
+        assert found[0] == (torch.bfloat16 if precision == "bf16" else torch.float32)
