@@ -285,12 +285,17 @@ def load_dense(config: PruneConfig) -> Dense:
     model = build_model(config, data.num_classes if data else None)
     example = example_for(config, data.input_shape if data else None)
     try:
-        outputs_of(model, example)
+        outputs = outputs_of(model, example)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"{config.model} does not run on inputs of shape {tuple(example.shape)}: {error} "
             "(--input-shape asks for another)"
         ) from error
+    if data is not None and outputs.shape[-1] < data.num_classes:
+        raise UserError(
+            f"{config.model} has {outputs.shape[-1]} outputs, and the data have "
+            f"{data.num_classes} classes; let its factory take num_classes"
+        )
     graph = take_inventory(
         model, example, exclude=config.exclude, precision=config.precision,
         remove_branches=config.remove_branches,

@@ -81,6 +81,22 @@ def test_command_line_overrides_yaml(tmp_path: Path) -> None:
     assert config.exclude == ("fc", "layer1.*")
 
 
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--allow-mismatch", "--seed", "1"], True),
+        (["--allow-mismatch"], True),
+        (["--allow-mismatch", "true"], True),
+        (["--allow-mismatch", "false"], False),
+        (["--allow-mismatch=false"], False),
+        ([], False),
+    ],
+)
+def test_an_option_by_itself_says_true(words: list[str], value: bool) -> None:
+    config = parse("prune", PruneConfig, ["--target-ratio", "0.5", *words])
+    assert config.allow_mismatch is value
+
+
 def test_configurations_round_trip(tmp_path: Path) -> None:
     config = PruneConfig(target_ms=2.5, budget=("latency", "params"), params_ratio=0.5,
                          input_shape=(3, 24, 24))  # fmt: skip

@@ -23,6 +23,10 @@ def tiny(num_classes: int = 5) -> nn.Module:
     return nn.Linear(2, num_classes)
 
 
+def seven_outputs() -> nn.Module:
+    return nn.Linear(3, 7)
+
+
 def not_a_model(num_classes: int = 5) -> str:
     return "model"
 
@@ -146,6 +150,12 @@ def test_default_input_shape(name: str, shape: tuple[int, int, int]) -> None:
     assert default_input_shape(name) == shape
 
 
+def test_a_factory_need_not_take_num_classes() -> None:
+    """Then it has its own number of outputs."""
+    model = resolve_model(f"{__name__}:seven_outputs", num_classes=5)
+    assert model(torch.zeros(2, 3)).shape == (2, 7)
+
+
 # errors
 
 
@@ -186,7 +196,7 @@ def test_missing_timm_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(builtins, "__import__", without_timm)
     for ask in (resolve_model, default_input_shape):
-        with pytest.raises(UserError, match=r"pip install dsa-hw\[timm\]"):
+        with pytest.raises(UserError, match=r"pip install timm"):
             ask("timm:resnet10t")
 
 

@@ -11,6 +11,7 @@ from fake_device import FakeDevice, FakeRuntime
 from test_launched import arguments
 
 from dsa_hw import pipeline, prune, validate
+from dsa_hw.config import DeviceConfig
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +108,37 @@ def test_a_run_that_does_not_say_its_network_is_told_so(
     (tmp_path / "result.json").write_text(json.dumps(old))
     assert validate.main(["--run", str(tmp_path)]) == 2
     assert "made by an earlier version" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "backend"),
+    [
+        ([], "cuda:1", "tensorrt"),
+        (["--device", "cuda:1"], "cuda:1", "tensorrt"),
+        (["--device", "cpu"], "cpu", None),
+        (["--backend", "torch"], "cuda:1", "torch"),
+    ],
+)
+def test_a_run_is_timed_where_it_was_pruned_for(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], device: str,
+    backend: str | None,
+) -> None:  # fmt: skip
+    """On the run's device and runtime, unless another is asked for."""
+    content = (finished / "config.yaml").read_text()
+    pruned_on = content.replace("device: cpu", "device: cuda:1", 1)
+    pruned_on = pruned_on.replace("backend: null", "backend: tensorrt", 1)
+    assert pruned_on.count("cuda:1") == pruned_on.count("tensorrt") == 1
+    opened = []
+
+    def configured(config: DeviceConfig) -> FakeDevice:
+        opened.append((config.device, config.backend))
+        return FakeDevice()
+
+    monkeypatch.setattr(pipeline, "configured_backend", configured)
+    (finished / "config.yaml").write_text(pruned_on)
+    argv = ["--run", str(finished), "--measure-seconds", "0.2", *options]
+    try:
+        assert validate.main(argv) == 0
+    finally:
+        (finished / "config.yaml").write_text(content)
+    assert opened == [(device, backend)]

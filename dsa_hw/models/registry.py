@@ -4,6 +4,7 @@ torchvision and timm are imported only when a name asks for them.
 """
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, ModuleType
 
@@ -43,7 +44,7 @@ def resolve_model(
     Args:
         name: one of the project's networks (``cifar_resnet56``), a torchvision
             classification model (``resnet18``), ``timm:NAME``, or
-            ``package.module:factory``.
+            ``package.module:factory`` (given ``num_classes`` if it takes that).
         num_classes: outputs; None leaves the model's own number.
         pretrained: load the torchvision or timm weights, with a fresh head where
             ``num_classes`` is not the weights' own.
@@ -56,8 +57,7 @@ def resolve_model(
     if name in OWN_MODELS or is_factory_name(name):
         _refuse_pretrained(name, pretrained)
         factory = OWN_MODELS[name] if name in OWN_MODELS else load_factory(name)
-        model = factory() if num_classes is None else factory(num_classes=num_classes)
-        return _checked(name, model)
+        return _checked(name, _called(factory, num_classes))
     return _torchvision_model(name, num_classes, pretrained)
 
 
@@ -113,6 +113,15 @@ def _replace_head(model: nn.Module, num_classes: int) -> None:
     )
 
 
+def _called(factory: Callable[..., object], num_classes: int | None) -> object:
+    """A factory's model; one that takes no ``num_classes`` has its own number of outputs."""
+    if num_classes is None:
+        return factory()
+    parameters = inspect.signature(factory).parameters.values()
+    takes = any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in parameters)
+    return factory(num_classes=num_classes) if takes else factory()
+
+
 def _timm_model(name: str, num_classes: int | None, pretrained: bool) -> nn.Module:
     timm = _import_timm()
     _check_timm_name(timm, name)
@@ -143,7 +152,7 @@ def _import_timm() -> ModuleType:
     except ImportError as error:
         raise UserError(
             "timm: models need the timm package, which does not import here "
-            f"({error}). Install it:  pip install dsa-hw[timm]"
+            f"({error}). Install it:  pip install timm"
         ) from error
     return timm
 

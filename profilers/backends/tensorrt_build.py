@@ -25,9 +25,9 @@ from profilers.precision import at_precision
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Python module of each backend."""
 INSTALL = {
-    "tensorrt": "pip install dsa-hw[tensorrt] (NVIDIA's libraries come from its own index: "
+    "tensorrt": "pip install tensorrt (NVIDIA's libraries come from its own index: "
     "https://docs.nvidia.com/deeplearning/tensorrt)",
-    "tensorrt-rtx": "pip install dsa-hw[tensorrt-rtx] (GeForce and RTX cards)",
+    "tensorrt-rtx": "pip install tensorrt-rtx-cu13 (GeForce and RTX cards)",
 }
 OLDEST = {"tensorrt": (10, 0), "tensorrt-rtx": (1, 0)}
 SHOW_PROGRESS_EVERY_S = 10.0
