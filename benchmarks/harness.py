@@ -45,6 +45,10 @@ def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return content
 
 
+CODE = ("dsa_hw", "profilers", "benchmarks/*.py", "configs")
+"""What makes figures; a shipped latency table grows while they are measured."""
+
+
 def provenance(backend_provenance: dict[str, Any]) -> dict[str, Any]:
     """Where, with what and when figures were measured."""
     import torch
@@ -58,13 +62,17 @@ def provenance(backend_provenance: dict[str, Any]) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The checkout's commit; empty where there is no git, or no history."""
+    """The checkout's commit, and whether code was changed since; empty where there is no git."""
     if shutil.which("git") is None:
         return ""
-    return subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True, text=True, cwd=Path(__file__).parent, check=False,
-    ).stdout.strip()  # fmt: skip
+    commit = _git("rev-parse", "--short", "HEAD")
+    return f"{commit}-dirty" if commit and _git("status", "--porcelain", "--", *CODE) else commit
+
+
+def _git(*words: str) -> str:
+    root = Path(__file__).parent.parent
+    done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=root, check=False)
+    return done.stdout.strip()
 
 
 def machine() -> dict[str, Any]:

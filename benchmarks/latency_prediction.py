@@ -130,6 +130,7 @@ def _measure(name: str, sample: Sample, folder: Path, progress: Progress) -> dic
         "unstable": profiled.collected.unstable,
         "exhaustive_measurements_step_8": exhaustive(graph, profiled.latency, EXHAUSTIVE_STEP),
         "calibration_networks": len(profiled.latency.calibration.points),
+        "provenance": harness.provenance(dict(backend.provenance())),
         "networks": [
             {"widths": w, "predicted_ms": p, "first_ms": a, "second_ms": b}
             for w, p, a, b in zip(
