@@ -21,11 +21,9 @@ from dsa_hw.cli import parse
 from dsa_hw.comparison import compare, prepare
 from dsa_hw.config import CompareConfig
 from dsa_hw.console import Progress
+from dsa_hw.html_report.compare_record import SLOWER_PCT
 
 NAME = "compare_methods"
-SLOWER_PCT = 2.0
-"""More than this, and a gain in accuracy may be one of latency: what a last measurement is off by
-on a shared machine."""
 CONFIGS = ("configs/compare_glyphs_resnet.yaml", "configs/compare_glyphs_mobilenet.yaml")
 QUICK = {
     "out": f"runs/{NAME}_quick", "methods": ("dsa", "uniform", "magnitude"), "seeds": (0,),

@@ -39,6 +39,8 @@ state moves a finished network by 2% either way between the loop and the last me
 for devices whose rounds agree (docs/decisions.md)."""
 SPREADS_LEFT = 3.0
 """Margin, in standard deviations of the rounds' errors."""
+MET = (0.98, 1.0)
+"""The target is met where the interval of measured over target reaches into this."""
 AIM = 1.0 - MARGINS[1]
 """Of the target, as long as nothing is known of the device's noise."""
 
@@ -50,6 +52,12 @@ class Timed:
     measured_ms: float
     ci95_ms: tuple[float, float]
     target_ms: float
+
+
+def is_met(use: tuple[float, float]) -> bool:
+    """Whether a 95% interval of measured over target says that the target is met."""
+    low, high = use
+    return low <= MET[1] and high >= MET[0]
 
 
 Measure = Callable[[np.ndarray], Timed]
@@ -77,6 +85,12 @@ class LoopRound:
     def use(self) -> float:
         """Measured over target."""
         return self.timed.measured_ms / self.timed.target_ms
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% interval of measured over target."""
+        low, high = self.timed.ci95_ms
+        return low / self.timed.target_ms, high / self.timed.target_ms
 
     @property
     def log_error(self) -> float:
@@ -141,16 +155,22 @@ def allocate(
 
 
 def _confirmed(loop: TargetLoop, rounding: _Rounding, confirm: Measure) -> LoopRound:
-    """The best of the networks that ``confirm`` has measured; the loop's best is the first."""
+    """The first network that ``confirm`` proves, beginning with the loop's best.
+
+    Where it proves none, the one that is believed nearest to the aim, of those that may be at or
+    under the target.
+    """
     widths = np.array(loop.best.widths)
     confirmed: list[LoopRound] = []
     while not any(r.widths == _own(widths) for r in confirmed):  # else nothing nearer is known
         confirmed.append(rounding.measured(widths, confirm, CONFIRMED_WEIGHT))
         loop.add(confirmed[-1])
-        if len(confirmed) == CONFIRMATIONS or loop.proves(confirmed[-1]):
+        if loop.proves(confirmed[-1]):
+            return confirmed[-1]
+        if len(confirmed) == CONFIRMATIONS:
             break
         widths = rounding.next_widths()
-    return min(confirmed, key=loop.miss)
+    return min(confirmed, key=lambda turn: (turn.interval[0] > MET[1], loop.miss(turn)))
 
 
 class _Rounding:
@@ -254,9 +274,8 @@ class TargetLoop:
         return least <= self.use(turn) <= most
 
     def proves(self, turn: LoopRound) -> bool:
-        """Whether, beside that, its own interval reaches to between there and the target."""
-        low, high = (ms / turn.timed.target_ms for ms in turn.timed.ci95_ms)
-        return self.accepts(turn) and low <= 1.0 and high >= self.accepted[0]
+        """Whether, beside that, its own measurement says that the target is met."""
+        return self.accepts(turn) and is_met(turn.interval)
 
     def use(self, turn: LoopRound) -> float:
         """Measured over target, as far as it is believed."""

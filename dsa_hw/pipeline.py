@@ -26,7 +26,7 @@ from dsa_hw.budgets import (
     params_budget,
 )
 from dsa_hw.choices import merged_choices
-from dsa_hw.closed_loop import Allocation, LoopRound, Measure, Timed, allocate
+from dsa_hw.closed_loop import Allocation, LoopRound, Measure, Timed, allocate, is_met
 from dsa_hw.config import DeviceConfig, ModelConfig, PruneConfig
 from dsa_hw.console import Progress
 from dsa_hw.data import DataSplits, load_data
@@ -49,6 +49,7 @@ from dsa_hw.shared_run_folder import SharedRunFolder
 from dsa_hw.surgery import Keep, keep_most_important, remove_channels, save_pruned
 from dsa_hw.training import Stage, Trainer
 from dsa_hw.validation import (
+    AGREEMENT,
     export_checked,
     loop_measure,
     resolve_target,
@@ -61,8 +62,6 @@ from profilers.table import LatencyTable, NetworkKey, default_path
 from profilers.timing import Measurement, paired, ratio
 
 TABLE_FOLDER = Path("latency_tables")
-MASKED_DIFFERENCE = 1e-3
-MET = (0.98, 1.0)
 """The target is met when the interval of measured / target reaches into this range."""
 
 
@@ -291,6 +290,10 @@ def load_dense(config: PruneConfig) -> Dense:
             f"{config.model} does not run on inputs of shape {tuple(example.shape)}: {error} "
             "(--input-shape asks for another)"
         ) from error
+    if not isinstance(outputs, torch.Tensor):
+        raise UserError(
+            f"{config.model} returns a {type(outputs).__name__}; expected one tensor of scores"
+        )
     if data is not None and outputs.shape[-1] < data.num_classes:
         raise UserError(
             f"{config.model} has {outputs.shape[-1]} outputs, and the data have "
@@ -670,7 +673,7 @@ class Run:
             target_ms = resolve_target(config.target_ms, config.target_ratio, dense.median_ms)
             low, high = pruned.ci95_ms
             use = (low / target_ms, high / target_ms)
-        met = use is None or (use[0] <= MET[1] and use[1] >= MET[0])
+        met = use is None or is_met(use)
         predicted = small.predicted_ms
         if predicted is None:
             predicted = _staircase_ms(self.profiled, np.array(small.widths))
@@ -692,7 +695,7 @@ class Run:
             mismatched
             + unknown_operations_warning(graph)
             + fixed_branches_warning(graph)
-            + _difference_warning(small.masked_vs_pruned_max_abs)
+            + self._difference_warning(small)
             + [w for m in measured.values() if (w := m.warning)]
             + _logged_warnings(self.folder)
         )
@@ -752,6 +755,21 @@ class Run:
             "environment": provenance | {"torch": torch.__version__},
             "warnings": list(dict.fromkeys(warnings)),
         }
+
+    def _difference_warning(self, small: Small) -> list[str]:
+        difference = small.masked_vs_pruned_max_abs
+        if difference is None:
+            return []
+        magnitude = max(1.0, float(outputs_of(small.model, self.dense.example).abs().max()))
+        on_cuda = self.trainer is not None and self.trainer.device.type == "cuda"
+        limit = AGREEMENT["fp16" if on_cuda else "fp32"]
+        if difference <= limit * magnitude:
+            return []
+        return [
+            f"the pruned network's outputs differ from the masked network's by {difference:.2g} on "
+            f"the example, whose largest is {magnitude:.2g}: removing channels did not do what "
+            "masking them did; please report the model"
+        ]
 
     def _removed(self, small: Small) -> tuple[Branch, ...]:
         return removed_branches(self.dense.graph.branches, small.widths)
@@ -836,16 +854,6 @@ def _round_record(number: int, turn: LoopRound) -> dict[str, Any]:
         "target_ms": turn.timed.target_ms,
         "correction": turn.correction,
     }
-
-
-def _difference_warning(difference: float | None) -> list[str]:
-    if difference is None or difference <= MASKED_DIFFERENCE:
-        return []
-    return [
-        f"the pruned network's outputs differ from the masked network's by {difference:.2g} on "
-        f"the example (up to {MASKED_DIFFERENCE:g} is rounding): removing channels did not do what "
-        "masking them did; please report the model"
-    ]
 
 
 def masked_difference(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -154,7 +153,8 @@ def latency_model(graph: DeployedGraph, table: LatencyTable) -> CalibratedModel:
         if key.network == graph.digest and graph.can_have(key.widths)
     ]  # fmt: skip
     on_steps = sum(choices.allow(key.widths) for key in networks)
-    least = min(LEAST_NETWORKS, math.prod(map(len, choices.widths)))  # a small network has few
+    some = calibration_networks(graph, choices, LEAST_NETWORKS, 0)  # a small network has fewer
+    least = sum(choices.allow(key.widths) for key in some)
     if on_steps < least:
         raise MissingMeasurement(
             f"{table.path} has {on_steps} whole networks of this model, too few to calibrate "

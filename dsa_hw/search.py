@@ -567,13 +567,11 @@ def _warn_of(event: Event) -> None:
 def _frozen_statistics(model: nn.Module) -> Iterator[None]:
     """Validation batches must not move the batch-norms' running statistics."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [(m, m.momentum, m.num_batches_tracked) for m in norms]
+    kept = [norm.track_running_stats for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
-        norm.num_batches_tracked = None
+        norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm, momentum, tracked in kept:
-            norm.momentum = momentum
-            norm.num_batches_tracked = tracked
+        for norm, tracks in zip(norms, kept, strict=True):
+            norm.track_running_stats = tracks

@@ -50,7 +50,7 @@ def _validate_run(config: ValidateConfig, path: Path) -> None:
     from dsa_hw.errors import UserError
     from dsa_hw.finished_search import config_of
     from dsa_hw.pipeline import configured_backend, dense_of_run
-    from dsa_hw.run_folder import ONNX_FILE, RESULT_FILE, RunFolder
+    from dsa_hw.run_folder import CONFIG_FILE, ONNX_FILE, RESULT_FILE, RunFolder
     from dsa_hw.validation import validate_run
 
     folder = RunFolder(path)
@@ -58,8 +58,11 @@ def _validate_run(config: ValidateConfig, path: Path) -> None:
     if result is None:
         raise UserError(f"{path} holds no finished run ({RESULT_FILE} is missing)")
     _need_file(path / ONNX_FILE)
-    dense = None if result["target_ratio"] is None else dense_of_run(folder, result)
+    if not (path / CONFIG_FILE).is_file():
+        raise UserError(f"{path} does not say how it was made ({CONFIG_FILE} is missing); time its "
+                        f"{ONNX_FILE} by itself: --onnx")  # fmt: skip
     asked = config_of(folder)
+    dense = None if result["target_ratio"] is None else dense_of_run(folder, result)
     same_device = config.device in (AUTO, asked.device)
     backend = configured_backend(
         dataclasses.replace(

@@ -81,7 +81,7 @@ def fake_comparison() -> dict:
             if number:
                 gains.append(
                     {"target": target, "over": method, "title": title, "seeds": 3,
-                     "points": number - 2.5, "points_standard_error": 0.4}
+                     "points": number - 2.5, "points_standard_error": 0.4, "slower_pct": 0.5}
                 )  # fmt: skip
     return {
         "kind": "comparison", "model": "fakenet", "data": "made-up data", "epochs": 12,
@@ -153,6 +153,18 @@ def test_headline_is_what_the_numbers_say(page: Path, tmp_path: Path) -> None:
             row["accuracy"] = 0.99
     words = read_page(write_comparison_report(write_sweep(tmp_path / "s", result))).words
     assert "most accurate at 2 of 3 latency targets" in words
+
+
+@pytest.mark.parametrize(("slower_pct", "ahead"), [(0.0, 3), (1.9, 3), (2.1, 2), (-9.0, 3)])
+def test_a_gain_of_slower_networks_does_not_count(
+    slower_pct: float, ahead: int, tmp_path: Path
+) -> None:
+    result = fake_comparison()
+    for gain in result["gains"]:
+        gain["points"] = 2.0
+    result["gains"][-1]["slower_pct"] = slower_pct
+    words = read_page(write_comparison_report(write_sweep(tmp_path / "s", result))).words
+    assert f"standard error of the difference at {ahead} of 3 targets" in words
 
 
 def test_every_run_can_be_copied(page: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from dsa_hw.constraints import METHODS, ConstraintMethod, make_mover
 from dsa_hw.constraints.admm import nearest_within
 from dsa_hw.constraints.mover import Violations
+from dsa_hw.constraints.projection import along_budget
 
 WISHED = torch.tensor([0.9, 0.8, 0.3, 0.6], dtype=torch.float64)
 """min |a - WISHED|^2 without a budget."""
@@ -105,6 +108,43 @@ def test_projection_never_leaves_the_budget() -> None:
     for move in range(200):
         mover.move(2.0 * (ratios.detach() - WISHED), total(1.8), 0.01)
         assert move < 5 or abs(float(ratios.detach().sum()) - 1.8) < 1e-6
+
+
+@pytest.mark.parametrize("groups", [1, 2, 5, 9])
+def test_the_direction_along_the_budget_is_the_nearest_one(groups: int) -> None:
+    """Against SciPy's bounded least squares: groups at either bound, frozen, without a
+    cost, and with one that falls."""
+    generator = torch.Generator().manual_seed(groups)
+    for _ in range(40):
+        kinds = torch.randint(0, 5, (groups,), generator=generator)
+        gradient = torch.randn(groups, generator=generator)
+        normal = torch.rand(groups, generator=generator) + 0.05
+        normal[kinds == 4] *= 0.0 if gradient[0] > 0 else -1.0
+        ratios = torch.rand(groups, generator=generator) * 0.6 + 0.3
+        least = torch.full((groups,), 0.2)
+        ratios[kinds == 1] = 1.0
+        ratios[kinds == 2] = 0.2
+        ratios[kinds == 3] = least[kinds == 3] = 1.0
+        found = -along_budget(ratios, least, gradient, normal).double().numpy()
+        free = (least < 1).numpy()
+        low = torch.where(ratios <= least, 0.0, -1e3).numpy()[free]
+        high = torch.where(ratios >= 1, 0.0, 1e3).numpy()[free]
+        g, n = (v.double().numpy()[free] for v in (gradient, normal))
+        assert (found[~free] == 0).all()
+        if free.any():  # the budget as one more, heavy square
+            rows = np.vstack([np.eye(len(g)), 1e4 * n])
+            best = lsq_linear(rows, np.append(-g, 0.0), (low, high), method="bvls", tol=1e-14)
+            assert found[free] == pytest.approx(best.x, abs=1e-4)
+
+
+def test_a_first_move_is_no_rounding_noise() -> None:
+    """With all keep ratios at 1 there is no way along the budget: none may grow. Adam's step is of
+    the same size whatever it gets, so it must get nothing."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        gradient = torch.randn(4, generator=generator)
+        normal = torch.rand(4, generator=generator) + 0.1
+        assert (along_budget(torch.ones(4), torch.full((4,), 0.1), gradient, normal) == 0).all()
 
 
 def test_the_nearest_point_within_a_halfspace_and_bounds() -> None:

@@ -128,7 +128,7 @@ def test_what_is_ambiguous_is_refused(name: str, reason: str) -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_real_pack_builds_and_its_kernels_belong_to_one_layer_each(precision: str) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="pip install dsa-hw[tensorrt-rtx]")
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
     from profilers.backends.tensorrt_build import EngineBuilder
 
     built = EngineBuilder("tensorrt-rtx", precision, compute_capability=86)

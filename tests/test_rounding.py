@@ -235,6 +235,32 @@ def test_the_last_measurement_joins_the_loop() -> None:
     assert timed(found.widths, 1.1).measured_ms / 30_000.0 <= 1.03
 
 
+def test_what_the_last_measurement_proves_is_taken() -> None:
+    """The loop believes the first network again once the second was measured; its own measurement
+    did not, and that one is proven."""
+    budget = ModelledLatency(ChainModel(), 30_000.0)  # pyright: ignore[reportArgumentType]
+    uses = iter([0.979, 0.979, 0.979])
+    last = iter([(1.015, 1.03, 1.045), (0.955, 0.97, 0.985)])
+
+    def at(low: float, use: float, high: float) -> Timed:
+        return Timed(use * 30_000.0, (low * 30_000.0, high * 30_000.0), 30_000.0)
+
+    def measure(widths: np.ndarray) -> Timed:
+        use = next(uses)
+        return at(use, use, use)
+
+    confirmed: list[tuple[int, ...]] = []
+
+    def confirm(widths: np.ndarray) -> Timed:
+        confirmed.append(tuple(widths.tolist()))
+        return at(*next(last))
+
+    values = closeness(WIDE, np.full(6, 100.0))
+    found = allocate(WIDE, values, [budget], measure, confirm)
+    assert len(confirmed) == 2
+    assert tuple(found.widths.tolist()) == confirmed[1]
+
+
 def test_corrections_that_rule_everything_out_end_with_the_best_there_is() -> None:
     """The device is 20% slower than the model: nothing is at the target, the least is nearest."""
     least = float(chain_cost(WIDE.least[None])[0])

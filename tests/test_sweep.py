@@ -147,7 +147,7 @@ def test_the_input_shape_reaches_data_and_network(
     asked: tuple[int, ...] | None, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-    monkeypatch.setattr(pipeline, "outputs_of", lambda model, example: None)
+    monkeypatch.setattr(pipeline, "outputs_of", lambda model, example: torch.zeros(1, 10))
     monkeypatch.setattr(pipeline, "take_inventory", lambda *args, **options: None)
     config = CompareConfig(
         model="cifar_resnet20", data="digits", input_shape=asked, target_ratios=(0.5,)

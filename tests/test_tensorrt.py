@@ -53,7 +53,7 @@ def pruned(graph: DeployedGraph) -> bytes:
 
 
 def builder(precision: str, capability: int) -> EngineBuilder:
-    pytest.importorskip("tensorrt_rtx", reason="pip install dsa-hw[tensorrt-rtx]")
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
     return EngineBuilder("tensorrt-rtx", precision, compute_capability=capability)
 
 
@@ -215,7 +215,7 @@ RUNTIME_NAMES = {
 @pytest.mark.parametrize(("owner", "names"), RUNTIME_NAMES.items())
 def test_the_runtime_has_what_is_called(owner: str, names: tuple[str, ...]) -> None:
     """A card is needed to load an engine; the real library's names are there without one."""
-    library = pytest.importorskip("tensorrt_rtx", reason="pip install dsa-hw[tensorrt-rtx]")
+    library = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
     assert [name for name in names if not hasattr(getattr(library, owner), name)] == []
 
 
@@ -350,7 +350,7 @@ def test_an_unknown_card_is_named_with_those_that_are_known() -> None:
 
 def test_missing_libraries_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(BackendUnavailable, match=r"pip install dsa-hw\[tensorrt\]"):
+    with pytest.raises(BackendUnavailable, match=r"pip install tensorrt "):
         load_tensorrt("tensorrt")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -103,11 +104,15 @@ def test_a_run_that_does_not_say_its_network_is_told_so(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = json.loads((finished / "result.json").read_text())
-    (tmp_path / "model.onnx").touch()
+    for name in ("model.onnx", "config.yaml"):
+        shutil.copy(finished / name, tmp_path / name)
     old = {k: v for k, v in result.items() if k != "num_classes"}
     (tmp_path / "result.json").write_text(json.dumps(old))
     assert validate.main(["--run", str(tmp_path)]) == 2
     assert "made by an earlier version" in capsys.readouterr().err
+    (tmp_path / "config.yaml").unlink()
+    assert validate.main(["--run", str(tmp_path)]) == 2
+    assert "config.yaml is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,7 @@ class DsaFlops:
 
     def make(self, bench: Workbench) -> Made:
         """Search at the uniform network's FLOPs, then follow the FLOPs down to the target."""
-        ratio = flops_ratio_at(bench)
-        step = bench.widest_step
-        pruner = bench.search([FlopsBudget(ratio, step)])
+        pruner = bench.search([self._budget(bench)])
         learned = pruner.learned_widths()
         path = _FlopsPath(bench.graph, bench.choices, learned)
         allocation = reach_target(
@@ -51,6 +49,13 @@ class DsaFlops:
         found = pruner.finish_at(allocation)
         source = pruner.model
         return Made(found.model, found.keep, allocation, found.keep_ratios, source)
+
+    def _budget(self, bench: Workbench) -> FlopsBudget:
+        """At the uniform network's FLOPs, or the least that the widest step leaves."""
+        step, ratio = bench.widest_step, flops_ratio_at(bench)
+        budget, choices = FlopsBudget(ratio, step).bind(bench.graph)
+        least = budget.charged(torch.as_tensor(choices.least, dtype=torch.float32)[None])
+        return FlopsBudget(max(ratio, 1.001 * ratio * float(least[0]) / budget.target), step)
 
 
 def flops_ratio_at(bench: Workbench) -> float:

@@ -88,7 +88,8 @@ class _Adaptation:
         keep = [np.ones(g.atoms, bool) for g in self._coupling.groups]
         last = _Net(self._dense, keep, self._bench.choices.dense)
         before, done = last, 0
-        if (state := self._bench.folder.load_checkpoint(CHECKPOINT)) is not None:
+        state = self._bench.folder.load_checkpoint(CHECKPOINT)
+        if state is not None:
             before, last, done = (
                 self._load(state["before"]),
                 self._load(state["last"]),

@@ -13,12 +13,12 @@ import torch
 
 from dsa_hw.baselines import LATENCY_DSA
 from dsa_hw.budgets import count, flops_budget, params_budget
+from dsa_hw.closed_loop import is_met
 from dsa_hw.comparison.cell_run import method_title
 from dsa_hw.comparison.cells import DENSE, Cell, Target, method_names, plan, targets
 from dsa_hw.comparison.final_timing import DENSE_NETWORK, TIMING, timing_name
 from dsa_hw.config import CompareConfig
 from dsa_hw.deployed import DeployedGraph
-from dsa_hw.pipeline import MET
 from dsa_hw.profiling import ProfiledNetwork
 from dsa_hw.run_folder import RESULT_FILE, RunFolder
 from profilers.steps import canonical_layers, sweep_keys
@@ -135,11 +135,13 @@ def _timed_together(target: Target, own: Record, dense: Record) -> Record:
     low, high = own["ci95_ms"]
     use = (low / target_ms, high / target_ms)
     if target.ratio is not None:
-        use = tuple(r / target.ratio for r in own["ratio_ci95"])
+        low, high = own["ratio_ci95"]
+        use = (low / target.ratio, high / target.ratio)
+    low, high = own["ci95_ms"]
     return {
         "measured_ms": own["measured_ms"], "ci95_low_ms": low, "ci95_high_ms": high,
         "ratio": own["ratio"], "dense_ms": dense["measured_ms"], "target_ms": target_ms,
-        "met": use[0] <= MET[1] and use[1] >= MET[0],
+        "met": is_met(use),
     }  # fmt: skip
 
 

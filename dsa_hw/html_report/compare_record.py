@@ -14,6 +14,11 @@ LATENCY_DSA = "dsa-latency"
 FLOPS_DSA = "dsa-flops"
 
 
+SLOWER_PCT = 2.0
+"""More than this, and a gain in accuracy may be one of latency: what a last measurement is off by
+on a shared machine."""
+
+
 @dataclass(frozen=True, slots=True)
 class MethodRow:
     """A method at a target, over its seeds; ``accuracy`` and its standard error are in 0..1."""
@@ -37,13 +42,18 @@ class MethodRow:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """How many points of accuracy DSA under latency is ahead of ``title``."""
+    """How many points of accuracy DSA under latency is ahead of ``title``, and how much slower.
+
+    Args:
+        slower_pct: in the mean over the seeds.
+    """
 
     target: str
     title: str
     seeds: float | None
     points: float | None
     error_points: float | None
+    slower_pct: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +194,7 @@ def _gain(item: Fields) -> Gain:
         seeds=item.number("seeds"),
         points=item.number("points"),
         error_points=item.number("points_standard_error"),
+        slower_pct=item.number("slower_pct"),
     )
 
 

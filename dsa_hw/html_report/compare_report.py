@@ -16,6 +16,7 @@ from dsa_hw.html_report.common_sections import (
 from dsa_hw.html_report.compare_record import (
     FLOPS_DSA,
     LATENCY_DSA,
+    SLOWER_PCT,
     ComparisonRecord,
     MethodRow,
     RunPoint,
@@ -125,7 +126,10 @@ def _certainty(record: ComparisonRecord) -> str:
     for target in record.targets:
         gains = [g for g in record.gains if g.target == target]
         sure += bool(gains) and all(
-            g.points is not None and g.error_points is not None and g.points > g.error_points
+            g.points is not None
+            and g.error_points is not None
+            and g.points > g.error_points
+            and (g.slower_pct or 0.0) <= SLOWER_PCT
             for g in gains
         )
     return (
@@ -236,7 +240,8 @@ def _gain_section(record: ComparisonRecord) -> Section | Absent:
         return "How far ahead: DSA with a latency budget and another method have no seed in common."
     caption = (
         "Accuracy of DSA with a latency budget less that of each other method, seed by seed (the "
-        "same data order and first weights), in points. Bars are one standard error."
+        "same data and first weights), in points. Bars are one standard error. A network that is "
+        f"slower by more than {SLOWER_PCT:g} % is not counted as ahead."
     )
     rows = tuple(
         (
@@ -244,11 +249,12 @@ def _gain_section(record: ComparisonRecord) -> Section | Absent:
             Cell(g.title, g.title),
             number_cell(f"{g.points:+.2f}".replace("-", MINUS), g.points or 0.0, is_key=True),
             _number(g.error_points, lambda v: f"{v:.2f}", absent="one seed"),
+            _number(g.slower_pct, lambda v: f"{v:+.1f} %".replace("-", MINUS)),
             _number(g.seeds, lambda v: f"{v:g}"),
         )
         for g in known
     )
-    header = ("Target", "Against", "Points ahead", "± standard error", "Seeds")
+    header = ("Target", "Against", "Points ahead", "± standard error", "Slower by", "Seeds")
     every = parts.details("Every difference as a table",
                           parts.table(Table("Points ahead", header, rows)))  # fmt: skip
     return Section(
