@@ -27,10 +27,14 @@ LEAST_ROUNDS = 4
 """One round sees the machine in one state, which lasts longer than the round: a verdict takes
 several, spread over the time that they need (docs/decisions.md)."""
 ROUNDS = 5
-CONFIRMATIONS = 3
-"""At most so many networks are measured to the end, each in place of one found off the target."""
+CONFIRMATIONS = 2
+"""At most so many measurements to the end, of a network in place of one found off the target, or of
+the same one again where the machine was disturbed."""
 CONFIRMED_WEIGHT = 2.0
 """Of a last measurement, which takes about twice a round's time, among the rounds."""
+DISTURBED = 0.08
+"""A round in which the dense network is slower by this part than in the fastest counts half. Other
+guests of a host only ever make it slower, and do not slow down all networks alike."""
 OWN_WEIGHT = 0.25
 """How far a network's own measurements are believed, beside the corrected prediction."""
 MARGINS = (0.008, 0.021)
@@ -47,11 +51,16 @@ AIM = 1.0 - MARGINS[1]
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """A network's measured latency beside the target that holds for it, ms."""
+    """A network's measured latency beside the target that holds for it, ms.
+
+    Args:
+        dense_ms: of the dense network in the same rounds, where it was timed.
+    """
 
     measured_ms: float
     ci95_ms: tuple[float, float]
     target_ms: float
+    dense_ms: float | None = None
 
 
 def is_met(use: tuple[float, float]) -> bool:
@@ -162,14 +171,16 @@ def _confirmed(loop: TargetLoop, rounding: _Rounding, confirm: Measure) -> LoopR
     """
     widths = np.array(loop.best.widths)
     confirmed: list[LoopRound] = []
-    while not any(r.widths == _own(widths) for r in confirmed):  # else nothing nearer is known
-        confirmed.append(rounding.measured(widths, confirm, CONFIRMED_WEIGHT))
-        loop.add(confirmed[-1])
-        if loop.proves(confirmed[-1]):
-            return confirmed[-1]
-        if len(confirmed) == CONFIRMATIONS:
-            break
+    for _ in range(CONFIRMATIONS):
+        turn = rounding.measured(widths, confirm, CONFIRMED_WEIGHT)
+        loop.add(turn)
+        confirmed.append(turn)
+        if loop.proves(turn):
+            return turn
         widths = rounding.next_widths()
+        disturbed = loop.trust(turn) < 0.5  # then the same network may be measured again
+        if not disturbed and any(r.widths == _own(widths) for r in confirmed):
+            break  # nothing nearer to the target is known
     return min(confirmed, key=lambda turn: (turn.interval[0] > MET[1], loop.miss(turn)))
 
 
@@ -226,6 +237,8 @@ class _Rounding:
 class TargetLoop:
     """What the rounds so far say: how to correct predictions, when to stop, which is best.
 
+    A round counts less the slower the machine was (``trust``).
+
     Each round's measurement is noisy by some per cent for as long as the machine's state lasts, and
     the networks of the rounds are neighbours. So predictions are corrected by all rounds together,
     and a network's use of the target is believed mostly by the corrected prediction, and less by
@@ -239,7 +252,18 @@ class TargetLoop:
     @property
     def correction(self) -> float:
         """Measured over predicted: the geometric mean over the rounds; 1 before the first."""
-        return math.exp(_mean_log_error(self.rounds)) if self.rounds else 1.0
+        return math.exp(self._mean_log_error(self.rounds)) if self.rounds else 1.0
+
+    def trust(self, turn: LoopRound) -> float:
+        """In (0, 1]: less where the machine was slower than in other rounds."""
+        fastest = min((d for r in self.rounds if (d := r.timed.dense_ms)), default=None)
+        if fastest is None or turn.timed.dense_ms is None:
+            return 1.0
+        return 1.0 / (1.0 + ((turn.timed.dense_ms / fastest - 1.0) / DISTURBED) ** 2)
+
+    def _mean_log_error(self, rounds: Sequence[LoopRound]) -> float:
+        weights = [r.weight * self.trust(r) for r in rounds]
+        return sum(w * r.log_error for w, r in zip(weights, rounds, strict=True)) / sum(weights)
 
     @property
     def margin(self) -> float:
@@ -279,7 +303,7 @@ class TargetLoop:
 
     def use(self, turn: LoopRound) -> float:
         """Measured over target, as far as it is believed."""
-        own = _mean_log_error([r for r in self.rounds if r.widths == turn.widths])
+        own = self._mean_log_error([r for r in self.rounds if r.widths == turn.widths])
         pooled = math.log(self.correction)
         believed = pooled + OWN_WEIGHT * (own - pooled)
         return turn.use * math.exp(believed - turn.log_error)
@@ -294,11 +318,6 @@ class TargetLoop:
         use = self.use(turn)
         away = use - self.aim
         return 10.0 * away if use > self.accepted[1] else abs(away)
-
-
-def _mean_log_error(rounds: Sequence[LoopRound]) -> float:
-    total = sum(r.weight * r.log_error for r in rounds)
-    return total / sum(r.weight for r in rounds)
 
 
 def _round(

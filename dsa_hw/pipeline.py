@@ -852,6 +852,7 @@ def _round_record(number: int, turn: LoopRound) -> dict[str, Any]:
         "measured_ms": turn.timed.measured_ms,
         "ci95_ms": list(turn.timed.ci95_ms),
         "target_ms": turn.timed.target_ms,
+        "dense_ms": turn.timed.dense_ms,
         "correction": turn.correction,
     }
 

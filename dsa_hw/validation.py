@@ -87,6 +87,7 @@ def timed_to_target(
         measured_ms=pruned.median_ms,
         ci95_ms=pruned.ci95_ms,
         target_ms=resolve_target(target_ms, target_ratio, found["dense"].median_ms),
+        dense_ms=found["dense"].median_ms,
     )
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dsa_hw.baselines import allocate_uniform
 from dsa_hw.budgets import ModelledLatency
 from dsa_hw.choices import WidthChoices, merged_choices
-from dsa_hw.closed_loop import AIM, CONFIRMATIONS, ROUNDS, Timed, allocate
+from dsa_hw.closed_loop import AIM, CONFIRMATIONS, ROUNDS, TargetLoop, Timed, allocate
 from dsa_hw.errors import InfeasibleBudget
 from dsa_hw.integer_program import decompose
 from dsa_hw.rounding import Constraint, closeness, kept_importance, round_widths
@@ -232,7 +232,54 @@ def test_the_last_measurement_joins_the_loop() -> None:
     assert 1.06 <= timed(alone.widths, 1.1).measured_ms / 30_000.0
     assert 2 <= len(set(confirmed)) == len(confirmed) <= CONFIRMATIONS
     assert chosen.widths in confirmed
-    assert timed(found.widths, 1.1).measured_ms / 30_000.0 <= 1.03
+    assert timed(found.widths, 1.1).measured_ms / 30_000.0 <= 1.04  # half of the miss is gone
+
+
+@pytest.mark.parametrize("last_is_slow", [False, True])
+def test_rounds_of_a_disturbed_machine_count_less(last_is_slow: bool) -> None:
+    """At times all is slower by a quarter, and the pruned network by 15% more than the dense one.
+    What it takes at the other times is what counts."""
+    budget = ModelledLatency(ChainModel(), 30_000.0)  # pyright: ignore[reportArgumentType]
+    slow = iter([True, False, True, False, True, last_is_slow, False])
+
+    def measure(widths: np.ndarray) -> Timed:
+        ms = float(chain_cost(widths[None])[0])
+        if next(slow):
+            return Timed(1.25 * 1.15 * ms, (0.0, np.inf), 1.25 * 30_000.0, dense_ms=75_000.0)
+        return Timed(ms, (0.99 * ms, 1.01 * ms), 30_000.0, dense_ms=60_000.0)
+
+    values = closeness(WIDE, np.full(6, 100.0))
+    found = allocate(WIDE, values, [budget], measure)
+    assert abs(float(chain_cost(found.widths[None])[0]) / 30_000.0 - AIM) < 0.03
+    evenly = TargetLoop()
+    for turn in found.rounds:
+        evenly.add(dataclasses.replace(turn, timed=dataclasses.replace(turn.timed, dense_ms=None)))
+    assert evenly.correction > 1.06  # what all rounds alike would have corrected by
+
+
+def test_a_disturbed_last_measurement_is_taken_again() -> None:
+    budget = ModelledLatency(ChainModel(), 30_000.0)  # pyright: ignore[reportArgumentType]
+    slow = iter([True, False])
+    confirmed: list[tuple[int, ...]] = []
+
+    def measure(widths: np.ndarray) -> Timed:
+        ms = float(chain_cost(widths[None])[0])
+        return Timed(ms, (ms, ms), 30_000.0, dense_ms=60_000.0)
+
+    def confirm(widths: np.ndarray) -> Timed:
+        confirmed.append(tuple(widths.tolist()))
+        found = measure(widths)
+        if not next(slow):
+            return found
+        ms = 1.4 * 1.05 * found.measured_ms
+        return Timed(ms, (ms, ms), 1.4 * 30_000.0, dense_ms=84_000.0)
+
+    values = closeness(WIDE, np.full(6, 100.0))
+    found = allocate(WIDE, values, [budget], measure, confirm)
+    assert len(confirmed) == 2
+    assert found.chosen is not None
+    assert found.chosen.timed.dense_ms == 60_000.0
+    assert 0.96 <= found.chosen.use <= 1.0
 
 
 def test_what_the_last_measurement_proves_is_taken() -> None:
