@@ -62,6 +62,8 @@ from profilers.table import LatencyTable, NetworkKey, default_path
 from profilers.timing import Measurement, paired, ratio
 
 TABLE_FOLDER = Path("latency_tables")
+DISTURBED = 1.15
+"""Of the dense network's fastest time, from which a last measurement is warned of."""
 """The target is met when the interval of measured / target reaches into this range."""
 
 
@@ -696,6 +698,7 @@ class Run:
             + unknown_operations_warning(graph)
             + fixed_branches_warning(graph)
             + self._difference_warning(small)
+            + disturbed_warning(small.rounds, dense.median_ms, self.folder.path)
             + [w for m in measured.values() if (w := m.warning)]
             + _logged_warnings(self.folder)
         )
@@ -855,6 +858,23 @@ def _round_record(number: int, turn: LoopRound) -> dict[str, Any]:
         "dense_ms": turn.timed.dense_ms,
         "correction": turn.correction,
     }
+
+
+def disturbed_warning(rounds: list[dict[str, Any]], dense_ms: float, run: Path) -> list[str]:
+    """Whether the machine was slower in the last measurement than in the closed loop's fastest.
+
+    Args:
+        rounds: as ``result.json`` has them.
+        dense_ms: of the dense network in the last measurement.
+    """
+    fastest = min((r["dense_ms"] for r in rounds if r.get("dense_ms")), default=dense_ms)
+    if dense_ms <= DISTURBED * fastest:
+        return []
+    return [
+        f"the machine was disturbed in the last measurement: the dense network took {dense_ms:.4g} "
+        f"ms, and {fastest:.4g} ms in the closed loop, whose slow rounds count little; a verdict "
+        f"from such a measurement says little too: python -m dsa_hw.validate --run {run}"
+    ]
 
 
 def masked_difference(

@@ -147,3 +147,12 @@ def test_a_run_is_timed_where_it_was_pruned_for(
     finally:
         (finished / "config.yaml").write_text(content)
     assert opened == [(device, backend)]
+
+
+def test_a_disturbed_last_measurement_is_told(tmp_path: Path) -> None:
+    rounds = [{"dense_ms": 2.0}, {"dense_ms": 1.5}, {"dense_ms": None}, {}]
+    (told,) = pipeline.disturbed_warning(rounds, 2.4, tmp_path)
+    assert "2.4 ms, and 1.5 ms" in told
+    assert str(tmp_path) in told
+    assert pipeline.disturbed_warning(rounds, 1.6, tmp_path) == []
+    assert pipeline.disturbed_warning([], 9.0, tmp_path) == []
