@@ -201,13 +201,13 @@ class _Rounding:
             raise ValueError("measure was given, and there is no latency budget that it verifies")
         self._latency = latencies[0]
 
-    def turn(self, measure: Measure, weight: float = 1.0) -> LoopRound:
+    def turn(self, measure: Measure) -> LoopRound:
         """The next round.
 
         Raises:
             InfeasibleBudget: no allowed widths meet the budgets as the model knows them.
         """
-        return self.measured(self.next_widths(), measure, weight)
+        return self.measured(self.next_widths(), measure)
 
     def next_widths(self) -> np.ndarray:
         """The most valuable widths; the least where only the corrections rule all others out."""
@@ -221,7 +221,7 @@ class _Rounding:
                     raise
         return self._choices.least
 
-    def measured(self, widths: np.ndarray, measure: Measure, weight: float) -> LoopRound:
+    def measured(self, widths: np.ndarray, measure: Measure, weight: float = 1.0) -> LoopRound:
         """A round of these widths."""
         corrected = dataclasses.replace(self._latency, correction=self._loop.correction)
         return LoopRound(

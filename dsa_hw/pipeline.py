@@ -62,8 +62,9 @@ from profilers.table import LatencyTable, NetworkKey, default_path
 from profilers.timing import Measurement, paired, ratio
 
 TABLE_FOLDER = Path("latency_tables")
-DISTURBED = 1.15
-"""Of the dense network's fastest time, from which a last measurement is warned of."""
+WARNED_SLOWDOWN = 1.15
+"""Of the dense network's fastest time, from which a last measurement is warned of: the closed loop
+gives such a round a fifth of its weight."""
 """The target is met when the interval of measured / target reaches into this range."""
 
 
@@ -868,7 +869,7 @@ def disturbed_warning(rounds: list[dict[str, Any]], dense_ms: float, run: Path) 
         dense_ms: of the dense network in the last measurement.
     """
     fastest = min((r["dense_ms"] for r in rounds if r.get("dense_ms")), default=dense_ms)
-    if dense_ms <= DISTURBED * fastest:
+    if dense_ms <= WARNED_SLOWDOWN * fastest:
         return []
     return [
         f"the machine was disturbed in the last measurement: the dense network took {dense_ms:.4g} "
