@@ -85,6 +85,8 @@ class Trainer:
         self.device = self._accelerator.device
         self._config, self._folder = config, folder
         self._on_progress = on_progress or (lambda what, done, planned: None)
+        self.before_batch: Callable[[], None] = lambda: None
+        """Called before each batch, of training or of evaluation; may make it wait."""
         self._test_every_epoch = test_every_epoch
         self._test = data.test
         self._train = data.train
@@ -354,6 +356,7 @@ class Trainer:
 
     def _on_device(self, source: Batches) -> Batches:
         for x, y in source:
+            self.before_batch()
             yield (
                 unwaited(x.contiguous(memory_format=torch.channels_last), self.device),
                 unwaited(y, self.device),

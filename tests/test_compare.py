@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,12 +31,15 @@ from dsa_hw.budgets import ModelledLatency
 from dsa_hw.cli import parse
 from dsa_hw.closed_loop import Timed
 from dsa_hw.comparison import cells, sweep
+from dsa_hw.comparison.cell_run import give_way
+from dsa_hw.comparison.shared_training import WAITING
 from dsa_hw.config import CompareConfig
 from dsa_hw.coupling import find_coupling
 from dsa_hw.data import DataSplits
 from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.errors import InfeasibleBudget, UserError
 from dsa_hw.profiling import ProfiledNetwork, profile_network
+from dsa_hw.run_folder import RunFolder, Stopwatch
 from dsa_hw.search import outputs_of
 from dsa_hw.surgery import keep_most_important, remove_channels
 
@@ -265,6 +269,31 @@ def test_every_network_has_had_as_many_updates(swept: Path) -> None:
 
 
 # -- the parts ---------------------------------------------------------------------------------
+
+
+def test_training_gives_way_to_another_process_that_times(tmp_path: Path) -> None:
+    """No batch while it does, whether of training or of testing, and the wait counts apart."""
+    watch = Stopwatch(RunFolder(tmp_path))
+    timing = FileLock(tmp_path / "timing.lock")
+    other = FileLock(tmp_path / "timing.lock")  # as another process has it
+    seen = threading.Event()
+
+    def batch() -> None:
+        with watch.measure("search"):
+            give_way(timing, watch)
+            seen.set()
+
+    other.acquire()
+    training = threading.Thread(target=batch)
+    training.start()
+    assert not seen.wait(0.5)
+    other.release()
+    assert seen.wait(5)
+    training.join()
+    assert watch.seconds[WAITING] >= 0.5 > watch.seconds["search"]
+    with timing:  # one's own timing is no hindrance
+        give_way(timing, watch)
+        assert timing.is_locked
 
 
 def test_gates_measure_the_first_order_change_of_the_loss(

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import nn
 
 from dsa_hw.baselines import LATENCY_DSA, Workbench, find_method
 from dsa_hw.budgets import ModelledLatency
 from dsa_hw.closed_loop import Measure, Timed
 from dsa_hw.comparison.cells import Cell
-from dsa_hw.comparison.shared_training import SHARED, SharedTraining
+from dsa_hw.comparison.shared_training import SHARED, WAITING, SharedTraining
 from dsa_hw.config import PruneConfig
 from dsa_hw.console import Progress
 from dsa_hw.errors import InfeasibleBudget
@@ -36,7 +36,9 @@ def method_title(name: str) -> str:
 
 
 class CellRun(Run):
-    """A run whose small network comes from a method; one process of a machine times at once.
+    """A run whose small network comes from a method.
+
+    One process of a machine times at once, and the others' training waits for it.
 
     Args:
         sweep: the sweep's folder.
@@ -67,6 +69,8 @@ class CellRun(Run):
         self._method = None if cell.method == LATENCY_DSA else find_method(cell.method)
         if self._method is not None:
             self.epochs_before = self._method.epochs_before(config)
+        if self.trainer is not None:
+            self.trainer.before_batch = lambda: give_way(timing, self.watch)
 
     def result(self) -> dict[str, Any]:
         """All stages; a target that the method cannot reach is a result too."""
@@ -125,18 +129,28 @@ class CellRun(Run):
         assert inner is not None
 
         def measure(widths: np.ndarray) -> Timed:
-            with self._timing:
+            with self._alone():
                 return inner(widths)
 
         return measure
 
     def _export(self, small: nn.Module) -> float:
-        with self._timing:  # it runs the network
+        with self._alone():  # it runs the network
             return super()._export(small)
 
     def _time(self) -> dict[str, Measurement]:
-        with self._timing:
+        with self._alone():
             return super()._time()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The one process of this machine that times; the wait counts apart."""
+        with self.watch.measure(WAITING):
+            self._timing.acquire()
+        try:
+            yield
+        finally:
+            self._timing.release()
 
     def _write_dense(self, path: Path) -> None:
         """From the graph at hand: its weights do not matter, and an export a run is saved."""
@@ -164,12 +178,13 @@ class CellRun(Run):
 
 
 def train_dense(
-    config: PruneConfig, folder: RunFolder, dense: Dense, progress: Progress
+    config: PruneConfig, folder: RunFolder, timing: FileLock, dense: Dense, progress: Progress
 ) -> dict[str, Any]:
     """The dense network, trained for as many epochs; its accuracy."""
     assert dense.data is not None
     trainer = Trainer(config, dense.data, folder, progress, test_every_epoch=False)
     watch = Stopwatch(folder)
+    trainer.before_batch = lambda: give_way(timing, watch)
     with watch.measure("dense"):
         model = trainer.prepare(build_model(config, dense.data.num_classes))
         trainer.train(model, Stage("dense", config.epochs, 0, config.epochs * trainer.steps))
@@ -182,14 +197,27 @@ def train_dense(
     return result
 
 
+def give_way(timing: FileLock, watch: Stopwatch) -> None:
+    """Wait while another process of this machine times: training beside it would slow it.
+
+    Args:
+        timing: held by whoever times; one that this process holds already is no hindrance.
+        watch: counts the wait apart from what is waited with.
+    """
+    try:
+        timing.acquire(blocking=False)
+    except Timeout:
+        with watch.measure(WAITING):
+            timing.acquire()
+    timing.release()
+
+
 @contextmanager
 def claim(path: Path) -> Iterator[bool]:
     """Whether this process has the run at ``path`` to itself, for as long as the block lasts.
 
     The operating system's lock on a file beside it: a killed process loses its claim.
     """
-    from filelock import Timeout
-
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(path.name + ".lock"))
     try:

@@ -2,7 +2,8 @@
 
 Several processes (of one machine, or of several of the same kind that share the folder) can work
 one sweep: each run is claimed by a lock on a file, and skipped by the others. Only one process of
-a machine times at once; whoever finds everything finished times all networks against each other.
+a machine times at once, and the others pause their training for it; whoever finds everything
+finished times all networks against each other.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def _work(
         classes = ground.dense.data.num_classes if ground.dense.data else None
         dense = dataclasses.replace(ground.dense, model=build_model(own, classes))
         if cell.method == DENSE:
-            train_dense(own, folder, dense, progress)
+            train_dense(own, folder, _timing_lock(sweep), dense, progress)
             return
         target_ms = check_target(own, ground.profiled)
         assert target_ms is not None
