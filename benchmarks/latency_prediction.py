@@ -8,6 +8,9 @@ table was measured is taken off, as the pipeline does with the dense network. Be
 model's errors stand those of the plain sum of the table and of a predictor proportional to FLOPs,
 and for one network those of a grid over all channel counts at a step of 8.
 
+Tables are kept in ``runs/latency_prediction``; a model whose figures and tables are both removed is
+measured from nothing again.
+
 One thread: two of a shared machine's cores are slowed by other guests at different times, and the
 benchmark is about the model.
 """
@@ -77,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     for model in sample.models:
         saved = folder / f"{model}{'_quick' if options.quick else ''}.json"
         figures[model] = harness.once(
-            saved, functools.partial(_measure, model, sample, folder, progress)
+            saved, functools.partial(_measure, model, sample, Path(f"runs/{NAME}"), progress)
         )
     backend = configured_backend(ProfileConfig(threads=THREADS))
     harness.finish(NAME, options, figures, harness.provenance(backend.provenance()), _show(figures))
