@@ -8,6 +8,8 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from dsa_hw import compare, pipeline
 from dsa_hw.baselines import find_method
 from dsa_hw.baselines.gates import TaylorGates
-from dsa_hw.baselines.halp import choose
+from dsa_hw.baselines.halp import Knapsack, choose
 from dsa_hw.baselines.mdp import WidthProgram
 from dsa_hw.baselines.netadapt import shrunken
 from dsa_hw.baselines.to_target import reach_target
@@ -237,6 +239,28 @@ def test_knapsack_is_exact_to_its_bins(rng: np.random.Generator) -> None:
         assert cost[row] <= capacity
         # four costs rounded up to 1/2000 of the capacity each
         assert value[row] >= value[cost <= capacity * (1 - 4 / 2000)].max() - 1e-12
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+def test_knapsack_leaves_no_chunk_that_fits(
+    profiled: ProfiledNetwork, share: float, rng: np.random.Generator
+) -> None:
+    """Whatever is within the limit by the whole model, not by the knapsack's own sum."""
+    choices, graph = profiled.latency.choices, profiled.latency.model.graph
+    atoms = [np.sort(rng.random(g.atoms))[::-1] for g in graph.coupling.groups]
+    budget = ModelledLatency(profiled.latency.model, 1.0)
+    bench = SimpleNamespace(
+        choices=choices, budget=budget, graph=graph,
+        modelled_ms=lambda widths: staircase_ms(profiled, widths),
+    )  # fmt: skip
+    limit_ms = share * float(staircase_ms(profiled, choices.dense[None])[0])
+    found = Knapsack(cast(Any, bench), choices.dense, atoms).within(limit_ms)
+    assert staircase_ms(profiled, found[None])[0] <= limit_ms
+    for group, offered in enumerate(choices.widths):
+        for width in [w for w in offered if w > found[group]][:1]:
+            wider = found.copy()
+            wider[group] = width
+            assert staircase_ms(profiled, wider[None])[0] > limit_ms
 
 
 def test_own_solvers_close_the_loop_on_a_slower_device(profiled: ProfiledNetwork) -> None:

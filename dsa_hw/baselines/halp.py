@@ -142,7 +142,29 @@ class Knapsack:
         solved = [self.solve(c) for c in np.linspace(0.2 * least_ms, highest, CAPACITIES)]
         widths = np.unique([least, *(w for w in solved if w is not None)], axis=0)
         fitting = widths[self._bench.modelled_ms(widths) <= limit_ms]
-        return max(fitting, key=self._worth)
+        return self._filled(max(fitting, key=self._worth), limit_ms)
+
+    def _filled(self, widths: np.ndarray, limit_ms: float) -> np.ndarray:
+        """Wider, a chunk at a time, as long as the modelled latency stays within the limit.
+
+        The knapsack sees no latency that a chunk saves in the layers that read it, so that its
+        sum leaves room which no capacity fills.
+        """
+        while True:
+            wider = []
+            for group, offered in enumerate(self._options):
+                following = [w for w in offered if w > widths[group]]
+                if following:
+                    candidate = widths.copy()
+                    candidate[group] = following[0]
+                    wider.append(candidate)
+            if not wider:
+                return widths
+            candidates = np.array(wider)
+            fitting = candidates[self._bench.modelled_ms(candidates) <= limit_ms]
+            if not len(fitting):
+                return widths
+            widths = max(fitting, key=self._worth)
 
     def _worth(self, widths: np.ndarray) -> float:
         """Importance that stays at these widths."""
