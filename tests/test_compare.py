@@ -32,7 +32,7 @@ from dsa_hw.baselines.to_target import reach_target
 from dsa_hw.budgets import ModelledLatency
 from dsa_hw.cli import parse
 from dsa_hw.closed_loop import Timed
-from dsa_hw.comparison import cells, sweep
+from dsa_hw.comparison import cell_run, cells, sweep
 from dsa_hw.comparison.cell_run import give_way
 from dsa_hw.comparison.shared_training import WAITING
 from dsa_hw.config import CompareConfig
@@ -45,6 +45,8 @@ from dsa_hw.run_folder import RunFolder, Stopwatch
 from dsa_hw.search import outputs_of
 from dsa_hw.surgery import keep_most_important, remove_channels
 
+GAVE_WAY: dict[int, Stopwatch] = {}
+"""Watches of the runs whose batches have asked whether another process times."""
 METHODS = ["dsa-latency", "dsa-flops", "uniform", "magnitude", "taylor", "halp", "mdp", "netadapt"]
 
 
@@ -93,13 +95,22 @@ def arguments(out: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A finished sweep of all methods on the fake device."""
+    waited = cell_run.give_way
+
+    def noted(timing: FileLock, watch: Stopwatch) -> None:
+        assert Path(timing.lock_file).parent.name == "sweep"
+        GAVE_WAY.setdefault(id(watch), watch)  # kept, so that no other gets its id
+        waited(timing, watch)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cell_run, "give_way", noted)
         patch.setattr(sweep, "configured_backend", lambda config: FakeRuntime())
         patch.setattr(pipeline, "write_run_report", lambda folder: None)  # tested elsewhere
         out = tmp_path_factory.mktemp("compare") / "sweep"
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the network is too small to share
         assert compare.main(arguments(out)) == 0
+        patch.setattr(cell_run, "give_way", waited)
         yield out
         torch.set_num_threads(threads)
 
@@ -296,7 +307,7 @@ def test_every_network_has_had_as_many_updates(swept: Path) -> None:
 
 
 def test_training_gives_way_to_another_process_that_times(tmp_path: Path) -> None:
-    """No batch while it does, whether of training or of testing, and the wait counts apart."""
+    """No batch while it does, and the wait counts apart."""
     watch = Stopwatch(RunFolder(tmp_path))
     timing = FileLock(tmp_path / "timing.lock")
     other = FileLock(tmp_path / "timing.lock")  # as another process has it
@@ -318,6 +329,11 @@ def test_training_gives_way_to_another_process_that_times(tmp_path: Path) -> Non
     with timing:  # one's own timing is no hindrance
         give_way(timing, watch)
         assert timing.is_locked
+
+
+def test_every_run_of_a_sweep_gives_way(swept: Path) -> None:
+    runs = [p.parent for p in swept.glob("cells/*/result.json")]
+    assert len(GAVE_WAY) == len(METHODS) + 1 == len(runs)
 
 
 def test_gates_measure_the_first_order_change_of_the_loss(

@@ -76,3 +76,17 @@ def test_one_process_trains_at_several_precisions(tmp_path: Path, first: str) ->
         model.head.register_forward_hook(note)
         trainer.train(model, Stage("search", 1, 0, 8))
         assert found[0] == (torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def test_every_batch_may_have_to_wait(tmp_path: Path) -> None:
+    """Of training, of the keep ratios' loss, and of testing."""
+    trainer, model = trainer_in(tmp_path), Recorder()
+    seen_before: list[int] = []
+    trainer.before_batch = lambda: seen_before.append(len(model.seen))
+    trainer.train(model, Stage("finetune", 1, 0, 8))
+    tested = 1  # in one batch, after the epoch
+    assert seen_before == [8 * step for step in range(IMAGES // 8)] + tested * [IMAGES]
+    trainer.accuracy(model)
+    trainer.validation_loss(model.eval())()
+    assert seen_before[-2:] == [IMAGES, IMAGES]
+    assert len(seen_before) == IMAGES // 8 + tested + 2
