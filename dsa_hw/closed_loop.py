@@ -211,15 +211,12 @@ class _Rounding:
 
     def next_widths(self) -> np.ndarray:
         """The most valuable widths; the least where only the corrections rule all others out."""
-        for aim in (self._loop.aim, 1.0):
-            try:
-                return _round(
-                    self._choices, self._values, self._budgets, self._loop.correction, aim
-                ).widths
-            except InfeasibleBudget:
-                if aim == 1.0 and not self._loop.rounds:
-                    raise
-        return self._choices.least
+        found = self._loop.next_widths(
+            lambda correction, aim: (
+                _round(self._choices, self._values, self._budgets, correction, aim).widths
+            )
+        )
+        return self._choices.least if found is None else found
 
     def measured(self, widths: np.ndarray, measure: Measure, weight: float = 1.0) -> LoopRound:
         """A round of these widths."""
@@ -264,6 +261,23 @@ class TargetLoop:
     def _mean_log_error(self, rounds: Sequence[LoopRound]) -> float:
         weights = [r.weight * self.trust(r) for r in rounds]
         return sum(w * r.log_error for w, r in zip(weights, rounds, strict=True)) / sum(weights)
+
+    def next_widths(self, solve: Callable[[float, float], np.ndarray]) -> np.ndarray | None:
+        """(groups,) widths at what is known so far; None where only corrections leave none.
+
+        Args:
+            solve: (correction of predictions, aim as a part of the target) -> widths within both.
+
+        Raises:
+            InfeasibleBudget: ``solve`` finds no widths within the target before any correction.
+        """
+        for aim in (self.aim, 1.0):
+            try:
+                return solve(self.correction, aim)
+            except InfeasibleBudget:
+                if aim == 1.0 and not self.rounds:
+                    raise
+        return None
 
     @property
     def margin(self) -> float:

@@ -65,7 +65,6 @@ TABLE_FOLDER = Path("latency_tables")
 WARNED_SLOWDOWN = 1.15
 """Of the dense network's fastest time, from which a last measurement is warned of: the closed loop
 gives such a round a fifth of its weight."""
-"""The target is met when the interval of measured / target reaches into this range."""
 
 
 # -- shared with the other commands ------------------------------------------------------------

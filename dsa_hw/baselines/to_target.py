@@ -13,7 +13,6 @@ import torch
 
 from dsa_hw.budgets import ModelledLatency
 from dsa_hw.closed_loop import Allocation, LoopRound, Measure, TargetLoop
-from dsa_hw.errors import InfeasibleBudget
 
 Solve = Callable[[float], np.ndarray]
 """Limit on the modelled latency, ms -> (groups,) widths within it."""
@@ -26,7 +25,11 @@ def reach_target(solve: Solve, budget: ModelledLatency, measure: Measure) -> All
         InfeasibleBudget: ``solve`` finds no widths within the target by the model.
     """
     loop = TargetLoop()
-    while (widths := _next_widths(solve, budget, loop)) is not None:
+
+    def within(correction: float, aim: float) -> np.ndarray:
+        return solve(aim * budget.target / correction)
+
+    while (widths := loop.next_widths(within)) is not None:
         correction = loop.correction
         predicted_ms = correction * _modelled_ms(budget, widths)
         own = tuple(int(w) for w in widths)
@@ -36,17 +39,6 @@ def reach_target(solve: Solve, budget: ModelledLatency, measure: Measure) -> All
     best = loop.best
     costs = {budget.name: best.predicted_ms}
     return Allocation(np.array(best.widths), costs, tuple(loop.rounds))
-
-
-def _next_widths(solve: Solve, budget: ModelledLatency, loop: TargetLoop) -> np.ndarray | None:
-    """At what the loop knows so far; None where only its corrections leave no widths."""
-    for aim in (loop.aim, 1.0):
-        try:
-            return solve(aim * budget.target / loop.correction)
-        except InfeasibleBudget:
-            if aim == 1.0 and not loop.rounds:
-                raise
-    return None
 
 
 def _modelled_ms(budget: ModelledLatency, widths: np.ndarray) -> float:
