@@ -4,13 +4,19 @@
 MobileNetV2-style one, 70, 50 and 30% of the dense latency, three seeds. Hours on two cores; stopped
 and called again it goes on, and several processes can work at once. Both networks have their first
 seed before either has its second, so that a stopped sweep says something of everything.
+
+A network's seed is one sweep, whose figures are kept in a file of their own as soon as it is
+complete: what takes more than a day is done on one device, and not all at once. What is kept there
+is not measured again; another ``--out`` measures everything.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -18,13 +24,19 @@ from rich.table import Table
 from benchmarks import harness
 from dsa_hw.baselines import LATENCY_DSA
 from dsa_hw.cli import parse
-from dsa_hw.comparison import compare, prepare
+from dsa_hw.comparison import compare
+from dsa_hw.comparison.summary import mean_and_error, over_seeds
 from dsa_hw.config import CompareConfig
 from dsa_hw.console import Progress
+from dsa_hw.errors import UserError
 from dsa_hw.html_report.compare_record import SLOWER_PCT
+from dsa_hw.pipeline import configured_backend
 
 NAME = "compare_methods"
-CONFIGS = ("configs/compare_glyphs_resnet.yaml", "configs/compare_glyphs_mobilenet.yaml")
+CONFIGS = {
+    "glyphs_resnet_stepped": "configs/compare_glyphs_resnet.yaml",
+    "glyphs_mobilenet": "configs/compare_glyphs_mobilenet.yaml",
+}
 QUICK = {
     "out": f"runs/{NAME}_quick", "methods": ("dsa", "uniform", "magnitude"), "seeds": (0,),
     "target_ratios": (0.5,), "epochs": 3, "finetune_epochs": 2, "train_size": 3000,
@@ -32,39 +44,92 @@ QUICK = {
 }  # fmt: skip
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run (or go on with) the sweeps, and say who is ahead where; returns 1 if a run failed."""
-    options = harness.parse(NAME, __doc__)
+    options = harness.parse(NAME, __doc__, argv, models=tuple(CONFIGS))
     progress = Progress()
-    configs = [parse("compare", CompareConfig, ["--config", path]) for path in CONFIGS]
+    configs = [parse("compare", CompareConfig, ["--config", CONFIGS[m]]) for m in options.models]
     if options.quick:
         configs = [dataclasses.replace(configs[0], **QUICK)]
-    for config in configs:
-        prepare(config, progress)  # what cannot be is refused before anything is trained
-    results = {}
+    by_model: dict[str, list[dict[str, Any]]] = {}
     for config in seed_by_seed(configs):
-        progress.say(f"{config.model}, seeds {config.seeds}")
-        results[config.model] = compare(config, progress)
+        progress.say(f"{config.model}, seed {config.seeds[0]}")
+        try:
+            figures = harness.once(
+                _file(options, config), functools.partial(_complete, config, progress)
+            )
+            _check_device(config, figures)
+        except _Incomplete as error:
+            print(f"{error}; call it again", file=sys.stderr)
+            return 1
+        by_model.setdefault(config.model, []).append(figures)
+    networks = {model: together(seeds) for model, seeds in by_model.items()}
     figures = {
-        "ahead_by_more_than_its_standard_error": {m: _ahead(r) for m, r in results.items()},
-        "networks": {m: _figures(r) for m, r in results.items()},
+        "ahead_by_more_than_its_standard_error": {m: _ahead(n) for m, n in networks.items()},
+        "networks": networks,
     }
-    first = next(iter(results.values()))
-    settings = [dataclasses.asdict(config) for config in configs]
-    origin = harness.provenance(first["environment"]) | {"configs": settings}
-    harness.finish(NAME, options, figures, origin, _table(results))
-    return int(any(r["failed"] for r in results.values()))
+    origin = {m: [seed["provenance"] for seed in seeds] for m, seeds in by_model.items()}
+    harness.finish(NAME, options, figures, origin, _table(networks))
+    return 0
 
 
 def seed_by_seed(configs: Sequence[CompareConfig]) -> list[CompareConfig]:
-    """The same sweeps with one seed more at a time, in turn; what is finished is not done again."""
+    """The same sweeps, a seed each, in turn."""
     most = max(len(c.seeds) for c in configs)
     return [
-        dataclasses.replace(config, seeds=config.seeds[:count])
-        for count in range(1, most + 1)
+        dataclasses.replace(config, seeds=(config.seeds[turn],))
+        for turn in range(most)
         for config in configs
-        if count <= len(config.seeds)
+        if turn < len(config.seeds)
     ]
+
+
+class _Incomplete(Exception):
+    """A sweep has runs that failed or that another process is at."""
+
+
+def _complete(config: CompareConfig, progress: Progress) -> dict[str, Any]:
+    """The figures of a sweep with all its runs."""
+    result = compare(config, progress)
+    if left := result["unfinished"]:
+        raise _Incomplete(f"{config.model}, seed {config.seeds[0]}: not finished: {left}")
+    kept = ("model", "data", "epochs", "seeds", "methods", "targets", "dense", "warnings")
+    cells = [{k: v for k, v in c.items() if k != "keep_ratios"} for c in result["cells"]]
+    origin = harness.provenance(result["environment"]) | {"config": dataclasses.asdict(config)}
+    return {k: result[k] for k in kept} | {"cells": cells, "provenance": origin}
+
+
+def _file(options: harness.Options, config: CompareConfig) -> Path:
+    name = f"{config.model}_seed{config.seeds[0]}{'_quick' if options.quick else ''}.json"
+    return options.out / NAME / name
+
+
+def _check_device(config: CompareConfig, figures: dict[str, Any]) -> None:
+    """Seeds of one network are of one device, or their latencies say nothing together."""
+    here, there = configured_backend(config).provenance(), figures["provenance"]
+    for name in ("device", "cpu_features", "runtime", "precision", "batch_size", "threads"):
+        if here[name] != there[name]:
+            raise UserError(
+                f"figures are kept of {name} = {there[name]!r}, and this is {here[name]!r}: "
+                "give another --out"
+            )
+
+
+def together(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One network's figures over its seeds."""
+    first = seeds[0]
+    methods, targets = [m["name"] for m in first["methods"]], first["targets"]
+    cells = [cell for seed in seeds for cell in seed["cells"]]
+    accuracies = [seed["dense"]["accuracy"] for seed in seeds]
+    return {
+        "seeds": [s for seed in seeds for s in seed["seeds"]],
+        "methods": first["methods"],
+        "targets": targets,
+        "dense": first["dense"] | mean_and_error("accuracy", accuracies),
+        **over_seeds(methods, targets, cells),
+        "cells": cells,
+        "warnings": [w for seed in seeds for w in seed["warnings"]],
+    }
 
 
 def _ahead(result: dict[str, Any]) -> int:
@@ -82,13 +147,6 @@ def _ahead(result: dict[str, Any]) -> int:
             for g, e in zip(gains, errors, strict=True)
         )  # fmt: skip
     return count
-
-
-def _figures(result: dict[str, Any]) -> dict[str, Any]:
-    kept = ("model", "data", "epochs", "seeds", "dense", "rows", "gains", "unfinished", "failed",
-            "warnings")  # fmt: skip
-    cells = [{k: v for k, v in c.items() if k != "keep_ratios"} for c in result["cells"]]
-    return {k: result[k] for k in kept} | {"cells": cells}
 
 
 def _table(results: dict[str, dict[str, Any]]) -> Table:
@@ -109,7 +167,7 @@ def _table(results: dict[str, dict[str, Any]]) -> Table:
 
 def _accuracy(row: dict[str, Any]) -> str:
     if row["accuracy"] is None:
-        return "not reached" if row["infeasible"] else "not finished"
+        return "not reached"
     error = row["accuracy_standard_error"]
     spread = "" if error is None else f" ± {100 * error:.2f}"
     return f"{100 * row['accuracy']:.2f}{spread} at {row['ratio']:.3f}"

@@ -24,15 +24,23 @@ class Options:
 
     quick: bool
     out: Path
+    models: tuple[str, ...] = ()
 
 
-def parse(name: str, description: str | None, argv: Sequence[str] | None = None) -> Options:
-    """``--quick`` and ``--out``."""
+def parse(
+    name: str,
+    description: str | None,
+    argv: Sequence[str] | None = None,
+    models: Sequence[str] = (),
+) -> Options:
+    """``--quick`` and ``--out``; where there are ``models`` to choose from, ``--models``."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--quick", action="store_true", help="a smaller sample, in 5 minutes")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for NAME.json")
+    if models:
+        parser.add_argument("--models", nargs="+", choices=models, default=models)
     found = parser.parse_args(argv)
-    return Options(found.quick, found.out)
+    return Options(found.quick, found.out, tuple(getattr(found, "models", ())))
 
 
 def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -96,7 +104,11 @@ def finish(
     """Print the table and the closing line; write the same as JSON."""
     Console().print(table)
     content = {"benchmark": name, "figures": figures, "provenance": origin}
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{name}{'_quick' if options.quick else ''}.json"
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write(options.out / f"{name}{'_quick' if options.quick else ''}.json", content)
     print(json.dumps(content))
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """As JSON; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -234,5 +234,5 @@ def glyphs_config(quick: bool) -> PruneConfig:
         model="glyphs_resnet", data="glyphs", budget=("flops",), flops_ratio=0.5,
         train_size=512 if quick else 12_000, test_size=500 if quick else 16_000,
         epochs=3 if quick else 12, train_batch_size=64, lr=0.05,
-        mixed_precision="no" if quick else "bf16",
+        mixed_precision="no" if quick else "auto",
     )  # fmt: skip

@@ -100,7 +100,9 @@ class TrainingConfig(ModelConfig):
         None, "share of the fine-tuning loss that imitates the dense network, in (0, 1]"
     )
     distill_temperature: float = _option(4.0, "softens the outputs that are imitated")
-    mixed_precision: Literal["no", "bf16", "fp16"] = _option("no", "training precision")
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = _option(
+        "no", "training precision; auto: bf16 where the training device has instructions for it"
+    )
     train_device: str | None = _option(None, "cpu or cuda; CUDA where there is one if unset")
 
     def __post_init__(self) -> None:

@@ -48,6 +48,7 @@ from dsa_hw.search import BudgetRequest, DSAPruner, SearchSettings, outputs_of
 from dsa_hw.shared_run_folder import SharedRunFolder
 from dsa_hw.surgery import Keep, keep_most_important, remove_channels, save_pruned
 from dsa_hw.training import Stage, Trainer
+from dsa_hw.training_precision import slow_precision_warning
 from dsa_hw.validation import (
     AGREEMENT,
     export_checked,
@@ -232,6 +233,8 @@ def prune(
         progress.say(f"{folder.path} is finished already; this is its result")
         return done
     _check_teacher(config)
+    for warning in slow_precision_warning(config):
+        progress.say(f"warning: {warning}")
     learned = processes.from_main(lambda: load_finished_search(config))
     dense = processes.together(lambda: load_dense(config))
     known = processes.from_main(
@@ -695,6 +698,7 @@ class Run:
         ]
         warnings = (
             mismatched
+            + slow_precision_warning(config)
             + unknown_operations_warning(graph)
             + fixed_branches_warning(graph)
             + self._difference_warning(small)
@@ -755,9 +759,12 @@ class Run:
                 "unstable": self.profiled.collected.unstable,
             },
             "drift_since_table": drift,
-            "environment": provenance | {"torch": torch.__version__},
+            "environment": provenance | {"torch": torch.__version__} | self._training(),
             "warnings": list(dict.fromkeys(warnings)),
         }
+
+    def _training(self) -> dict[str, str]:
+        return {"training_precision": self.trainer.precision} if self.trainer else {}
 
     def _difference_warning(self, small: Small) -> list[str]:
         difference = small.masked_vs_pruned_max_abs

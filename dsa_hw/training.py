@@ -27,6 +27,7 @@ from dsa_hw.distillation import Distillation
 from dsa_hw.errors import UserError
 from dsa_hw.processes import trains_on_cpu
 from dsa_hw.run_folder import RunFolder
+from dsa_hw.training_precision import training_precision
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Progress = Callable[[str, int, int], None]
@@ -75,9 +76,11 @@ class Trainer:
         *,
         test_every_epoch: bool = True,
     ) -> None:
-        _let_precision_change(config.mixed_precision)
+        self.precision = training_precision(config)
+        """That the weights' gradients are computed in: ``no`` (float32), ``bf16`` or ``fp16``."""
+        _let_precision_change(self.precision)
         self._accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
+            mixed_precision=self.precision,
             cpu=trains_on_cpu(config),
             dataloader_config=DataLoaderConfiguration(split_batches=True),
         )

@@ -59,11 +59,11 @@ def test_training_then_loading_in_a_fresh_process(workdir: Path) -> None:
     code = (
         "import torch, numpy as np, dsa_hw, tiny_user_net\n"
         "net = dsa_hw.load_pruned(tiny_user_net.Tiny(), 'runs/t').eval()\n"
-        "x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))\n"
+        "x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(5))\n"
         "np.save('out.npy', net(x).detach().numpy())\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5)).numpy()
+    x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(5)).numpy()
     session = ort.InferenceSession("runs/t/model.onnx", providers=["CPUExecutionProvider"])
     got = [np.asarray(session.run(None, {"input": x[i : i + 1]})[0]) for i in range(3)]
     np.testing.assert_allclose(np.load("out.npy"), np.concatenate(got), atol=1e-3)
@@ -92,7 +92,7 @@ def test_a_run_that_removes_a_branch(workdir: Path, capsys: pytest.CaptureFixtur
     import tiny_user_net  # pyright: ignore[reportMissingImports]
 
     small = dsa_hw.load_pruned(tiny_user_net.Tiny(), "runs/b").eval()
-    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(5))
     session = ort.InferenceSession("runs/b/model.onnx", providers=["CPUExecutionProvider"])
     got = np.asarray(session.run(None, {"input": x.numpy()})[0])
     np.testing.assert_allclose(small(x).detach().numpy(), got, atol=1e-3)

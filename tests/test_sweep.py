@@ -13,12 +13,13 @@ from test_compare import arguments
 from torch import Tensor
 
 from benchmarks import allocation, flow_cost
-from benchmarks.compare_methods import seed_by_seed
+from benchmarks.compare_methods import seed_by_seed, together
 from benchmarks.methods import Bench
 from dsa_hw import compare, pipeline
 from dsa_hw.baselines.uniform import Uniform
 from dsa_hw.comparison import cells, sweep
 from dsa_hw.comparison.shared_training import SHARED, SharedTraining
+from dsa_hw.comparison.summary import COLUMNS
 from dsa_hw.config import CompareConfig, PruneConfig
 from dsa_hw.errors import RunFolderError, UserError
 from dsa_hw.run_folder import RunFolder, Stopwatch
@@ -162,9 +163,33 @@ def test_both_networks_have_their_first_seed_before_either_has_its_second() -> N
     a, b = (CompareConfig(model=m, target_ratios=(0.5,), seeds=s)
             for m, s in (("a", (0, 1)), ("b", (4, 5, 6))))  # fmt: skip
     order = [(c.model, c.seeds) for c in seed_by_seed([a, b])]
-    assert order == [
-        ("a", (0,)), ("b", (4,)), ("a", (0, 1)), ("b", (4, 5)), ("b", (4, 5, 6)),
-    ]  # fmt: skip
+    assert order == [("a", (0,)), ("b", (4,)), ("a", (1,)), ("b", (5,)), ("b", (6,))]
+
+
+def test_seeds_measured_apart_add_up_to_one_table() -> None:
+    """Accuracies, and gains seed by seed."""
+
+    def seed(number: int, ours: float, theirs: float) -> dict[str, object]:
+        cells = [
+            dict.fromkeys(COLUMNS)
+            | {"method": m, "target": "50%", "seed": number, "accuracy": a, "ratio": 0.49,
+               "measured_ms": 1.0, "flops": 1.0, "params": 1.0, "target_ms": 1.0, "met": True,
+               "minutes": 1.0}
+            for m, a in (("dsa-latency", ours), ("uniform", theirs))
+        ]  # fmt: skip
+        methods = [{"name": "dsa-latency", "title": "DSA"}, {"name": "uniform", "title": "uniform"}]
+        return {
+            "seeds": [number], "methods": methods, "targets": ["50%"],
+            "dense": {"accuracy": 0.8}, "cells": cells, "warnings": [f"of {number}"],
+        }  # fmt: skip
+
+    found = together([seed(0, 0.75, 0.73), seed(1, 0.77, 0.74)])
+    assert found["seeds"] == [0, 1]
+    assert [r["accuracy"] for r in found["rows"]] == pytest.approx([0.76, 0.735])
+    (gain,) = found["gains"]
+    assert gain["points"] == pytest.approx(2.5)
+    assert gain["points_standard_error"] == pytest.approx(0.5)
+    assert found["warnings"] == ["of 0", "of 1"]
 
 
 def test_flow_costs_are_of_training_and_those_of_measuring_stand_beside() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dsa_hw import training_precision
 from dsa_hw.config import PruneConfig
 from dsa_hw.data import DataSplits, ImageTensors
 from dsa_hw.run_folder import RunFolder
 from dsa_hw.training import Stage, Trainer
 
 IMAGES = 64
+AUTO = PruneConfig(target_ratio=0.5, train_device="cpu", mixed_precision="auto")
 
 
 def trainer_in(folder: Path, precision: str = "no") -> Trainer:
@@ -76,6 +79,22 @@ def test_one_process_trains_at_several_precisions(tmp_path: Path, first: str) ->
         model.head.register_forward_hook(note)
         trainer.train(model, Stage("search", 1, 0, 8))
         assert found[0] == (torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("features", "precision"),
+    [("avx2 fma avx512f avx512_bf16", "bf16"), ("asimd sve bf16 i8mm", "bf16"),
+     ("avx2 fma", "no"), ("avx2 fma avx512f avx512_vnni", "no"), ("", "no")],
+)  # fmt: skip
+def test_auto_is_bf16_where_the_cpu_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: str, precision: str
+) -> None:
+    monkeypatch.setattr(training_precision, "cpu_identity", lambda: ("a cpu", features))
+    trainer = trainer_in(tmp_path, "auto")
+    assert trainer.precision == precision
+    asked = dataclasses.replace(AUTO, mixed_precision="bf16")
+    assert bool(training_precision.slow_precision_warning(asked)) == (precision == "no")
+    assert not training_precision.slow_precision_warning(AUTO)
 
 
 def test_every_batch_may_have_to_wait(tmp_path: Path) -> None:

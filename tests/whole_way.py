@@ -36,7 +36,7 @@ COMMON = [
 ]  # fmt: skip
 PLAN = [*COMMON, "--epochs", "0", "--target-ratio", "0.6", "--input-shape", "3", "48", "48"]
 TRAIN = [
-    *COMMON, "--data", "digits", "--input-shape", "3", "32", "32", "--epochs", "3",
+    *COMMON, "--data", "digits", "--input-shape", "3", "16", "16", "--epochs", "3",
     "--finetune-epochs", "1", "--target-ratio", "0.6", "--train-batch-size", "32",
 ]  # fmt: skip
 

@@ -21,6 +21,7 @@ from dsa_hw.config import CompareConfig
 from dsa_hw.deployed import DeployedGraph
 from dsa_hw.profiling import ProfiledNetwork
 from dsa_hw.run_folder import RESULT_FILE, RunFolder
+from dsa_hw.training_precision import training_precision
 from profilers.steps import canonical_layers, sweep_keys
 from profilers.table import LatencyTable
 
@@ -57,7 +58,6 @@ def summarize(
     flops, params = flops_budget(graph, 1.0), params_budget(graph, 1.0)
     dense = [r["accuracy"] for c, r in done.items() if c.method == DENSE]
     dense_ms = [r["dense_ms"] for r in records if r["dense_ms"] is not None]
-    rows = [_row(n, label, records) for label in labels for n in names]
     provenance = dict(table.provenance)
     return {
         "kind": KIND,
@@ -74,13 +74,12 @@ def summarize(
         "methods": [{"name": n, "title": method_title(n)} for n in names],
         "targets": labels,
         "dense": {
-            **_mean_and_error("accuracy", dense),
+            **mean_and_error("accuracy", dense),
             "measured_ms": statistics.fmean(dense_ms) if dense_ms else None,
             "flops": count(flops, graph.dense_widths),
             "params": count(params, graph.dense_widths),
         },
-        "rows": rows,
-        "gains": [g for label in labels for g in _gains(names, label, records)],
+        **over_seeds(names, labels, records),
         "cells": records,
         "unfinished": [c.name for c in plan(config) if c not in done],
         "failed": failed,
@@ -90,8 +89,24 @@ def summarize(
             "heldout_mape_pct": profiled.latency.calibration.heldout_mape_pct,
             "heldout_max_pct": profiled.latency.calibration.heldout_max_pct,
         },
-        "environment": provenance | {"torch": torch.__version__},
+        "environment": provenance
+        | {"torch": torch.__version__, "training_precision": training_precision(config)},
         "warnings": [f"{n} failed: {problem}" for n, problem in failed.items()] + _warnings(done),
+    }
+
+
+def over_seeds(
+    methods: Sequence[str], targets: Sequence[str], records: Sequence[Record]
+) -> dict[str, list[Record]]:
+    """``rows``: every method at every target; ``gains``: DSA under latency over the others.
+
+    Args:
+        methods, targets: their names, as the records have them.
+        records: the ``cells`` of one or more results.
+    """
+    return {
+        "rows": [_row(m, label, records) for label in targets for m in methods],
+        "gains": [g for label in targets for g in _gains(methods, label, records)],
     }
 
 
@@ -152,10 +167,10 @@ def _row(method: str, label: str, records: Sequence[Record]) -> Record:
     return {
         "method": method, "title": method_title(method), "target": label,
         "runs": len(reached), "infeasible": len(own) - len(reached),
-        **_mean_and_error("accuracy", [r["accuracy"] for r in reached]),
-        **_mean_and_error("measured_ms", [r["measured_ms"] for r in reached]),
-        **_mean_and_error("ratio", [r["ratio"] for r in reached]),
-        **_mean_and_error("flops", [r["flops"] for r in reached]),
+        **mean_and_error("accuracy", [r["accuracy"] for r in reached]),
+        **mean_and_error("measured_ms", [r["measured_ms"] for r in reached]),
+        **mean_and_error("ratio", [r["ratio"] for r in reached]),
+        **mean_and_error("flops", [r["flops"] for r in reached]),
         "params": statistics.fmean([r["params"] for r in reached]) if reached else None,
         "target_ms": statistics.fmean([r["target_ms"] for r in reached]) if reached else None,
         "met": sum(bool(r["met"]) for r in reached),
@@ -163,7 +178,7 @@ def _row(method: str, label: str, records: Sequence[Record]) -> Record:
     }  # fmt: skip
 
 
-def _gains(names: list[str], label: str, records: Sequence[Record]) -> list[Record]:
+def _gains(names: Sequence[str], label: str, records: Sequence[Record]) -> list[Record]:
     """How far DSA under latency is ahead of each other method, seed by seed, in points; and how
     much slower its networks are, in per cent, which should be nothing: a gain may come from there.
     """
@@ -182,13 +197,13 @@ def _gains(names: list[str], label: str, records: Sequence[Record]) -> list[Reco
         slower = [100 * (ours[s]["ratio"] / theirs[s]["ratio"] - 1) for s in shared]
         gains.append(
             {"target": label, "over": name, "title": method_title(name), "seeds": len(shared)}
-            | _mean_and_error("points", points)
-            | _mean_and_error("slower_pct", slower)
+            | mean_and_error("points", points)
+            | mean_and_error("slower_pct", slower)
         )
     return gains
 
 
-def _mean_and_error(name: str, values: Sequence[float]) -> Record:
+def mean_and_error(name: str, values: Sequence[float]) -> Record:
     """The mean over seeds and its standard error (None from one value)."""
     several = len(values) > 1
     error = statistics.stdev(values) / len(values) ** 0.5 if several else None

@@ -34,6 +34,7 @@ from dsa_hw.pipeline import (
 )
 from dsa_hw.profiling import ProfiledNetwork, profile_network
 from dsa_hw.run_folder import CONFIG_FILE, RESULT_FILE, RunFolder
+from dsa_hw.training_precision import slow_precision_warning
 from profilers.backends import Backend
 from profilers.table import LatencyTable
 
@@ -121,6 +122,8 @@ def _prepare(
     config: CompareConfig, cells: list[Cell], folder: RunFolder, progress: Progress
 ) -> Ground:
     """Device, data, network and latency model; what cannot be is refused before anything runs."""
+    for warning in slow_precision_warning(config):
+        progress.say(f"warning: {warning}")
     backend = configured_backend(config)
     dense = load_dense(run_config(config, cells[0]))
     folder.path.mkdir(parents=True, exist_ok=True)
