@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
+from dsa_hw.deployed import WEIGHTS
 from dsa_hw.latency_model import Coefficients, LatencyModel, sized_kind
 from profilers.table import LatencyTable, NetworkKey
 from profilers.timing import Measurement
@@ -77,8 +78,32 @@ def calibrate(
     measured = [table.measurement(key) for key in networks]
     times = np.array([m.median_ms for m in measured])
     rows = [model.features(key.widths) for key in networks]
-    rates = list(model.coefficients.rates_ms)
     sized = {sized_kind(layer.spec): layer.spec.kind for layer in model.graph.layers}
+    rates = model.coefficients.rates_ms
+    coefficients, heldout, ridge = _best(rows, times, sized, list(rates))
+    if _beside_layers_ms(model, coefficients) < 0.0:
+        others = [kind for kind in rates if kind != WEIGHTS]
+        coefficients, heldout, ridge = _best(rows, times, sized, others)
+        known = {**dict.fromkeys(rates, 0.0), **coefficients.rates_ms}
+        coefficients = dataclasses.replace(coefficients, rates_ms=known)
+    off_step, below_step = _off_steps(model.with_coefficients(coefficients), table, off_steps)
+    coefficients = dataclasses.replace(coefficients, off_step=off_step, below_step_ms=below_step)
+    points = _points(networks, heldout, measured)
+    return Calibration(coefficients, points, ridge)
+
+
+def _best(
+    rows: Sequence[Mapping[str, float]],
+    times: np.ndarray,
+    sized: Mapping[str, str],
+    rates: Sequence[str],
+) -> tuple[Coefficients, np.ndarray, float]:
+    """The fit, of all designs and ridges, whose leave-one-out predictions are nearest; these
+    predictions, (networks,) ms; and its ridge.
+
+    Args:
+        sized: kind of layer, by kind and size.
+    """
     names = (sized, {name: name for name in sized})
     designs = [_Design.of(rows, scales, rates) for scales in names]
     tried = [(design, ridge) for design in designs for ridge in RIDGES]
@@ -90,10 +115,19 @@ def calibrate(
     best = int(np.argmin(errors))
     design, ridge = tried[best]
     coefficients = design.coefficients(_fit(design.terms, times, design.prior, ridge))
-    off_step, below_step = _off_steps(model.with_coefficients(coefficients), table, off_steps)
-    coefficients = dataclasses.replace(coefficients, off_step=off_step, below_step_ms=below_step)
-    points = _points(networks, heldout[best], measured)
-    return Calibration(coefficients, points, ridge)
+    return coefficients, heldout[best], ridge
+
+
+def _beside_layers_ms(model: LatencyModel, coefficients: Coefficients) -> float:
+    """What the least network pays beside its layers.
+
+    Weights are counted by a linear form that is exact at the dense widths and negative far below
+    them: a fit may credit the smallest networks with more than they cost (docs/decisions.md).
+    """
+    least = model.choices.without_removal().least
+    elements = model.graph.operation_elements(least.tolist())
+    paid = sum(coefficients.rates_ms[kind] * count for kind, count in elements.items())
+    return coefficients.constant_ms + paid
 
 
 @dataclass(frozen=True, slots=True)

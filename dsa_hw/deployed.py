@@ -44,6 +44,8 @@ KINDS = {
     "Add": "add", "Mul": "mul", "Relu": "activation", "Clip": "activation",
     "Sigmoid": "activation", "HardSwish": "activation", "HardSigmoid": "activation",
 }  # fmt: skip
+WEIGHTS = "weights"
+"""Kind of what reading the weights of large layers costs; the others are of ``KINDS``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +333,7 @@ class DeployedGraph:
                 layer = layers[node.output[0]]
                 size = float(np.prod(layer.spec.output_size) * layer.spec.batch)
                 elements[node.output[0]] = layer.cout.scaled(size)
-                kind, moved = "weights", self._weight_elements(layer)
+                kind, moved = WEIGHTS, self._weight_elements(layer)
                 _add(sums, kind, moved)
                 self._add_within(within, node, kind, moved)
                 continue

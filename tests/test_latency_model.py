@@ -210,6 +210,22 @@ def test_missing_measurements_are_named(profiled, graph: DeployedGraph) -> None:
         LatencyBudget(fresh_table(), 1.0).bind(graph)
 
 
+def test_the_least_network_pays_at_least_its_layers(graph: DeployedGraph) -> None:
+    """Also where networks get slower with their weights faster than any form of the model: a
+    target below that of the least network has to be refused, not met by a negative prediction."""
+
+    def inside(cin: int, cout: int, pixels: int, taps: int) -> float:
+        return conv_ms(cin, cout, pixels, taps) + 3e-9 * taps * (cin * cout) ** 2
+
+    found = profile_network(
+        graph, FakeDevice(inside=inside), reference_table(), networks=32, rounds=2
+    )
+    model = found.latency.model
+    least = torch.as_tensor(found.latency.choices.least).float()
+    layers = float(model.layer_ms(least, staircase=True).sum())
+    assert 0.0 < layers <= float(model.staircase_ms(least)) + 1e-9
+
+
 def test_calibration_reports_errors_of_networks_left_out(profiled, graph: DeployedGraph) -> None:
     found, table = profiled
     every = list(table.networks())

@@ -152,10 +152,6 @@ class CellRun(Run):
         finally:
             self._timing.release()
 
-    def _write_dense(self, path: Path) -> None:
-        """From the graph at hand: its weights do not matter, and an export a run is saved."""
-        path.write_bytes(self.dense.graph.resized(self.dense.graph.dense_widths))
-
     def _result(
         self,
         small: Small,
