@@ -45,7 +45,7 @@ QUICK = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run (or go on with) the sweeps, and say who is ahead where; returns 1 if a run failed."""
+    """Run (or go on with) the sweeps, and say who is ahead where; returns 1 if a run is missing."""
     options = harness.parse(NAME, __doc__, argv, models=tuple(CONFIGS))
     progress = Progress()
     configs = [parse("compare", CompareConfig, ["--config", CONFIGS[m]]) for m in options.models]
@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> int:
                 _file(options, config), functools.partial(_complete, config, progress)
             )
             _check_device(config, figures)
-        except _Incomplete as error:
-            print(f"{error}; call it again", file=sys.stderr)
+        except (_Incomplete, UserError) as error:
+            print(error, file=sys.stderr)
             return 1
         by_model.setdefault(config.model, []).append(figures)
     networks = {model: together(seeds) for model, seeds in by_model.items()}
@@ -92,7 +92,10 @@ def _complete(config: CompareConfig, progress: Progress) -> dict[str, Any]:
     """The figures of a sweep with all its runs."""
     result = compare(config, progress)
     if left := result["unfinished"]:
-        raise _Incomplete(f"{config.model}, seed {config.seeds[0]}: not finished: {left}")
+        raise _Incomplete(
+            f"{config.model}, seed {config.seeds[0]}: not finished, call it again: "
+            f"{', '.join(left)}. Failed: {result['failed'] or 'none'}"
+        )
     kept = ("model", "data", "epochs", "seeds", "methods", "targets", "dense", "warnings")
     cells = [{k: v for k, v in c.items() if k != "keep_ratios"} for c in result["cells"]]
     origin = harness.provenance(result["environment"]) | {"config": dataclasses.asdict(config)}
