@@ -29,6 +29,7 @@ OWN_MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
             cifar.glyphs_resnet_flat,
             cifar.glyphs_resnet_wide,
             cifar.glyphs_resnet_stepped,
+            cifar.glyphs_resnet8,
             cifar.glyphs_mobilenet,
         )
     }
