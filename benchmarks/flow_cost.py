@@ -8,8 +8,7 @@ from scratch; in the papers these two begin with a trained dense network, so tha
 given with its training added too. What measuring takes (the closed loop, the export, the last
 timing) is the same for all methods, and stands beside.
 
-One seed after the other, a run of each at a time; stopped and called again it goes on. The runs
-are in the folder of ``benchmarks.compare_methods``, which takes them up.
+One seed after the other, a run of each at a time; stopped and called again it goes on.
 """
 
 from __future__ import annotations
@@ -34,10 +33,9 @@ from dsa_hw.console import Progress
 from dsa_hw.run_folder import RESULT_FILE
 
 NAME = "flow_cost"
-CONFIG = "configs/compare_glyphs_resnet.yaml"
+CONFIG = "configs/compare_flow_cost.yaml"
 LIMITS = {"over_dense": 1.0, "greedy_over_dsa": 3.0, "iterative_over_dsa": 3.0}
 TITLES = {LATENCY_DSA: "dsa", "netadapt": "greedy", "halp": "iterative"}
-OWN = {"methods": ("dsa", "halp", "netadapt"), "budgets": ("latency",), "target_ratios": (0.5,)}
 QUICK = {
     "out": f"runs/{NAME}_quick", "seeds": (0,), "epochs": 4, "finetune_epochs": 2,
     "train_size": 1500, "test_size": 500, "calibration_networks": 8, "rounds": 2,
@@ -49,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     """Every seed; returns 1 if a run failed."""
     options = harness.parse(NAME, __doc__, argv)
     config = parse("compare", CompareConfig, ["--config", CONFIG])
-    config = dataclasses.replace(config, **OWN | (QUICK if options.quick else {}))
+    if options.quick:
+        config = dataclasses.replace(config, **QUICK)
     result = compare(config, Progress())
     if result["failed"]:
         print(f"failed, and with it the benchmark: {result['failed']}", file=sys.stderr)

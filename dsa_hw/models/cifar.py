@@ -224,7 +224,7 @@ def glyphs_resnet_stepped(num_classes: int = 36) -> CifarResNet:
 def glyphs_resnet8(num_classes: int = 36) -> CifarResNet:
     """ResNet-8, one block a stage, 32, 64 and 96 channels wide: 0.23 M parameters.
 
-    Four to twelve steps of 8 a group, or two to six of 16; a third of the arithmetic of
+    Four to twelve steps of 8 a group, or two to six of 16; under a third of the arithmetic of
     ``glyphs_resnet_stepped``, for sweeps that two cores finish in an afternoon.
     """
     return CifarResNet((1, 1, 1), (32, 64, 96), num_classes)
