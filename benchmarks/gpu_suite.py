@@ -492,17 +492,19 @@ class Suite:
             with torch.autocast(device.type, torch.bfloat16):
                 return nn.functional.cross_entropy(model(x).float(), y)
 
+        cadence = settings.validation_every  # of a search of 10,000 steps
+
         def steps() -> float:
             _wait(device)
             started = time.perf_counter()
-            for _ in range(settings.validation_every):
+            for _ in range(cadence):
                 loss().backward()
                 optimizer.step()
                 optimizer.zero_grad()
                 if pruner is not None:
                     pruner.step(validation_loss=loss)
             _wait(device)
-            return (time.perf_counter() - started) * 1e3 / settings.validation_every
+            return (time.perf_counter() - started) * 1e3 / cadence
 
         for _ in range(2):  # the search begins at the first cadence
             steps()

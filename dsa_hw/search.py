@@ -4,8 +4,8 @@ Ning et al., ECCV 2020, arXiv:2004.02164: weights are trained on the training da
 masks, keep ratios on validation data through the differentiable pruning process (``dpp``), and
 the budget is held by a Lagrangian. Where this differs from the paper, and why:
 
-- Masks wait for two fifths of the search, and until the loss has started to fall: from random
-  weights they would only be noise, and a network learns faster while it is whole.
+- From random weights, masks wait for two fifths of the search, and until the loss has started to
+  fall: they would only be noise, and a network learns faster while it is whole.
 - The budget's target is lowered linearly, from the network's own cost to the target near the end,
   and the keep ratios are projected onto it after each move. The paper's splitting (ADMM) and an
   augmented Lagrangian are ``SearchSettings.constraint``; see ``constraints``.
@@ -48,6 +48,8 @@ from dsa_hw.rounding import closeness
 from dsa_hw.surgery import Keep, keep_most_important, remove_channels
 
 RETARGETING_STEPS = 20
+LONGEST_STEP = 0.1
+"""Of a keep ratio, however few moves there are."""
 
 Event = dict[str, Any]
 """One line of the search's history; see ``DSAPruner._log``."""
@@ -68,22 +70,29 @@ class SearchSettings:
     Args:
         warmup: least and most of the steps without masks, as fractions; in between the search
             begins as soon as the loss has fallen, or at the least if the weights were trained.
+        trained_warmup: the same where the weights were trained; nothing is waited for.
         fallen: the loss has fallen when its average is at most this part of its first average.
         beta2: inexactness at the start and at the end, in spreads of log importance.
         budget_ramp: fraction of the search, without the warm-up, over which the target is lowered.
-        validation_every: steps between two moves of the keep ratios; masks follow at each move.
-        keep_ratio_lr: Adam's step for them, falling to a tenth.
+        validation_every: steps between two moves of the keep ratios, at most; masks follow at each.
+        moves: at least so many in a search: a short one moves more often, up to every second step.
+        keep_ratio_lr: Adam's step for the keep ratios, falling to a tenth; the least.
+        travel: sum of the moves' steps if they did not fall, at least: where there are few moves
+            they are longer, or the keep ratios would end near each other whatever the gradient.
         constraint: how the budgets are held while the keep ratios move.
         stochastic: sample masks (the paper); otherwise channels are scaled by their probability.
         log_every: steps between two events of the history (each waits for the device once).
     """
 
     warmup: tuple[float, float] = (0.4, 0.7)
+    trained_warmup: float = 0.1
     fallen: float = 0.95
     beta2: tuple[float, float] = (2.0, 50.0)
     budget_ramp: float = 0.9
     validation_every: int = 8
+    moves: int = 80
     keep_ratio_lr: float = 0.04
+    travel: float = 5.0
     constraint: ConstraintMethod = "projection"
     stochastic: bool = False
     log_every: int = 10
@@ -228,11 +237,11 @@ class DSAPruner:
 
         Args:
             validation_loss: runs the model on validation data and returns its scalar loss; called
-                at every ``validation_every``-th step.
+                at every ``cadence``-th step.
         """
         self._steps += 1
         self._note_gradients()
-        turn = self._steps % self.settings.validation_every == 0
+        turn = self._steps % self.cadence == 0
         if self._search_from is None:
             if turn:
                 with torch.no_grad(), _frozen_statistics(self._model):
@@ -246,6 +255,18 @@ class DSAPruner:
                 self._masks.set(*self._draw())
         if self._steps % self.settings.log_every == 0:
             self._log()
+
+    @property
+    def cadence(self) -> int:
+        """Steps between two moves of the keep ratios."""
+        settings = self.settings
+        often = int(self.total_steps * (1.0 - self._warmup()[0])) // settings.moves
+        return min(settings.validation_every, max(2, often))
+
+    def _warmup(self) -> tuple[float, float]:
+        """Least and most of the steps without masks."""
+        trained = self.settings.trained_warmup
+        return (trained, trained) if self._trained else self.settings.warmup
 
     def _note_gradients(self) -> None:
         """Hand the training batch's gradients by mask to the Taylor scores."""
@@ -309,8 +330,14 @@ class DSAPruner:
             loss = validation_loss()
         (loss_gradient,) = torch.autograd.grad(loss, self.keep_ratios)
         self._note_loss(_averaged(loss.detach()))
-        step = self.settings.keep_ratio_lr * (1.0 - 0.9 * self.progress)
+        step = self._first_step() * (1.0 - 0.9 * self.progress)
         self._mover.move(self._finite(_averaged(loss_gradient)), self._violations, step)
+
+    def _first_step(self) -> float:
+        """Adam's step before it falls."""
+        moves = (self.total_steps - (self._search_from or 0)) / self.cadence
+        longer = min(LONGEST_STEP, self.settings.travel / max(1.0, moves))
+        return max(self.settings.keep_ratio_lr, longer)
 
     def _finite(self, gradient: Tensor) -> Tensor:
         """``gradient``, or nothing where it is not finite: moments would never forget it."""
@@ -328,8 +355,8 @@ class DSAPruner:
 
     def _watch_loss(self) -> None:
         """Begin the search when the loss is known to fall, or at the latest allowed step."""
-        least, most = (round(f * self.total_steps) for f in self.settings.warmup)
-        window = max(self.settings.validation_every, least // 4 or 1)
+        least, most = (round(f * self.total_steps) for f in self._warmup())
+        window = max(self.cadence, least // 4 or 1)
         if self._steps % window and self._steps < most:
             return
         total, count = self._recent.tolist()

@@ -36,6 +36,7 @@ from dsa_hw.comparison import cell_run, cells, sweep
 from dsa_hw.comparison.cell_run import give_way
 from dsa_hw.comparison.shared_training import WAITING
 from dsa_hw.config import CompareConfig
+from dsa_hw.console import Progress
 from dsa_hw.coupling import find_coupling
 from dsa_hw.data import DataSplits
 from dsa_hw.deployed import DeployedGraph, export_onnx
@@ -168,6 +169,7 @@ def test_another_network_is_refused_in_the_same_folder(swept: Path, capsys) -> N
         (["--target-ratios", "0.5", "--methods", "magic"], "magic"),
         (["--target-ratios", "0.5", "--seeds", "1", "1"], "seeds is (1, 1)"),
         (["--target-ratios", "0.5", "--epochs", "0"], "epochs is 0"),
+        (["--target-ratios", "0.5", "--from-dense", "true", "--pretrained", "true"], "from-dense"),
     ],
 )
 def test_bad_input(argv: list[str], message: str, capsys, tmp_path: Path) -> None:
@@ -186,6 +188,44 @@ def test_plan_is_methods_times_targets_times_seeds_and_a_dense_run_a_seed() -> N
     assert names[:3] == ["dense-seed4", "dsa-flops-70pct-seed4", "halp-70pct-seed4"]
     run = cells.run_config(config, cells.plan(config)[-1])
     assert (run.seed, run.target_ratio, run.target_ms) == (5, 0.3, None)
+
+
+def test_runs_from_dense_networks_have_as_many_updates(tmp_path: Path, swept: Path) -> None:
+    """Uniform widths are trained from scratch for as long as both trainings of the others."""
+    out = tmp_path / "sweep"
+    argv = [*arguments(out), "--from-dense", "true", "--methods", "dsa", "uniform", "mdp"]
+    argv += ["--budgets", "latency", "--table", str(swept.parent / "fake.jsonl")]
+    config = parse("compare", CompareConfig, argv)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "configured_backend", lambda config: FakeRuntime())
+        patch.setattr(pipeline, "write_run_report", lambda folder: None)  # tested elsewhere
+        assert compare.main(argv) == 0
+    dense = load_file(out / "cells" / "dense-seed0" / "dense.safetensors")
+    updates = {"dense": int(dense["stem_bn.num_batches_tracked"])}
+    for cell in cells.plan(config)[1:]:
+        weights = load_file(cell.folder(out) / "weights.safetensors")
+        updates[cell.method] = int(weights["stem_bn.num_batches_tracked"])
+        started = pipeline.build_model(cells.run_config(config, cell), 10).state_dict()
+        same = all(torch.equal(started[name], dense[name]) for name in dense)
+        assert same == (cell.method != "uniform")
+    whole = 2 * updates.pop("dense")
+    assert updates == {"dsa-latency": whole, "uniform": whole, "mdp": whole}
+    assert json.loads((out / "result.json").read_text())["from_dense"]
+    assert "from the trained dense network" in (out / "report.html").read_text()
+
+
+def test_a_seeds_dense_network_is_there_when_its_runs_begin(tmp_path: Path) -> None:
+    config = parse("compare", CompareConfig, [
+        "--target-ratios", "0.5", "--seeds", "4", "5", "6", "--methods", "mdp", "--from-dense",
+        "true", "--out", str(tmp_path),
+    ])  # fmt: skip
+    planned = cells.plan(config)
+    assert [c.name for c in planned] == [
+        "dense-seed4", "dense-seed5", "mdp-50pct-seed4", "dense-seed6", "mdp-50pct-seed5",
+        "mdp-50pct-seed6",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="no dense network to start from"):
+        sweep._wait_for_dense(config, planned[2], Progress(silent=True))
 
 
 # -- the solvers -------------------------------------------------------------------------------

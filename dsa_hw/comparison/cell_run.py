@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from safetensors.torch import save_file
 from torch import nn
 
 from dsa_hw.baselines import LATENCY_DSA, Workbench, find_method
 from dsa_hw.budgets import ModelledLatency
 from dsa_hw.closed_loop import Measure, Timed
-from dsa_hw.comparison.cells import Cell
+from dsa_hw.comparison.cells import DENSE_WEIGHTS, Cell
 from dsa_hw.comparison.shared_training import SHARED, WAITING, SharedTraining
 from dsa_hw.config import PruneConfig
 from dsa_hw.console import Progress
@@ -124,6 +125,9 @@ class CellRun(Run):
     def _fresh_model(self) -> nn.Module:
         return build_model(self.config, self._classes())
 
+    def _dense_accuracy(self) -> None:
+        """The dense run's affair, also where a run starts from its weights."""
+
     def _measure(self) -> Measure | None:
         inner = super()._measure()
         assert inner is not None
@@ -185,6 +189,8 @@ def train_dense(
         model = trainer.prepare(build_model(config, dense.data.num_classes))
         trainer.train(model, Stage("dense", config.epochs, 0, config.epochs * trainer.steps))
         accuracy = trainer.accuracy(model)
+    weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder.path / DENSE_WEIGHTS)
     result = {
         "method": "dense", "model": config.model, "seed": config.seed,
         "accuracy": accuracy, "seconds": watch.seconds,
@@ -208,6 +214,11 @@ def give_way(timing: FileLock, watch: Stopwatch) -> None:
     timing.release()
 
 
+def lock_path(path: Path) -> Path:
+    """Of the lock that whoever works on the run at ``path`` holds."""
+    return path.with_name(path.name + ".lock")
+
+
 @contextmanager
 def claim(path: Path) -> Iterator[bool]:
     """Whether this process has the run at ``path`` to itself, for as long as the block lasts.
@@ -215,7 +226,7 @@ def claim(path: Path) -> Iterator[bool]:
     The operating system's lock on a file beside it: a killed process loses its claim.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(path.name + ".lock"))
+    lock = FileLock(lock_path(path))
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -10,6 +10,9 @@ from dsa_hw.config import CompareConfig, PruneConfig, TrainingConfig
 
 CELLS = "cells"
 DENSE = "dense"
+UNIFORM = "uniform"
+DENSE_WEIGHTS = "dense.safetensors"
+"""In the folder of a dense run, where other runs start from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +63,41 @@ def targets(config: CompareConfig) -> list[Target]:
 
 
 def plan(config: CompareConfig) -> list[Cell]:
-    """All runs, seed by seed, so that a stopped sweep still compares everything."""
-    cells = []
-    for seed in config.seeds:
-        cells.append(Cell(DENSE, None, seed))
-        cells += [Cell(m, t, seed) for t in targets(config) for m in method_names(config)]
+    """All runs, seed by seed, so that a stopped sweep still compares everything.
+
+    Where runs start from dense networks, a seed's comes before the runs of the seed before it:
+    a second process need not wait for the one that the first is training.
+    """
+    dense = [Cell(DENSE, None, seed) for seed in config.seeds]
+    cells = dense[:1]
+    for number, seed in enumerate(config.seeds):
+        following = dense[number + 1 : number + 2]
+        compared = [Cell(m, t, seed) for t in targets(config) for m in method_names(config)]
+        cells += [*following, *compared] if config.from_dense else [*compared, *following]
     return cells
 
 
+def dense_weights(config: CompareConfig, seed: int) -> Path:
+    """Where the weights of a seed's dense network are, once it is trained."""
+    return Cell(DENSE, None, seed).folder(Path(config.out)) / DENSE_WEIGHTS
+
+
+def starts_from_dense(config: CompareConfig, cell: Cell) -> bool:
+    """Whether a run needs its seed's trained dense network. Uniform widths train from scratch."""
+    return config.from_dense and cell.method not in (DENSE, UNIFORM)
+
+
 def run_config(config: CompareConfig, cell: Cell) -> PruneConfig:
-    """What the pipeline is asked for in one run. The dense run has a target that nothing reads."""
+    """What the pipeline is asked for in one run. The dense run has a target that nothing reads.
+
+    Beside runs that start from a trained network, one from scratch has all epochs of both.
+    """
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainingConfig)}
+    if starts_from_dense(config, cell):
+        shared["weights"] = str(dense_weights(config, cell.seed))
+    elif config.from_dense and cell.method == UNIFORM:
+        shared["epochs"] = 2 * config.epochs
+        shared["finetune_epochs"] = 2 * config.resolved_finetune_epochs
     target = cell.target or Target(None, 0.5)
     return PruneConfig(
         **shared

@@ -64,6 +64,7 @@ def summarize(
         "model": config.model,
         "data": config.data,
         "epochs": config.epochs,
+        "from_dense": config.from_dense,
         "seeds": list(config.seeds),
         "device": provenance["device"],
         "backend": provenance["runtime"],

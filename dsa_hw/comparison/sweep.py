@@ -17,12 +17,20 @@ from typing import Any
 from filelock import FileLock
 
 from dsa_hw.cli import to_yaml
-from dsa_hw.comparison.cell_run import CellRun, claim, train_dense
-from dsa_hw.comparison.cells import DENSE, Cell, plan, run_config
+from dsa_hw.comparison.cell_run import CellRun, claim, lock_path, train_dense
+from dsa_hw.comparison.cells import (
+    DENSE,
+    Cell,
+    dense_weights,
+    plan,
+    run_config,
+    starts_from_dense,
+)
 from dsa_hw.comparison.final_timing import time_everything
 from dsa_hw.comparison.summary import CSV_FILE, summarize, to_csv
 from dsa_hw.config import CompareConfig
 from dsa_hw.console import Progress, counted
+from dsa_hw.errors import UserError
 from dsa_hw.html_report import write_comparison_report
 from dsa_hw.pipeline import (
     Dense,
@@ -153,6 +161,8 @@ def _work(
             return
         progress.say(f"{which}: {cell.name}")
         own = run_config(config, cell)
+        if starts_from_dense(config, cell):
+            _wait_for_dense(config, cell, progress)
         folder = RunFolder.check(path, own)
         folder.start(own)
         classes = ground.dense.data.num_classes if ground.dense.data else None
@@ -166,6 +176,21 @@ def _work(
             cell, sweep, _timing_lock(sweep), own, folder, dense, ground.backend, ground.table,
             ground.profiled, target_ms, progress,
         ).result()  # fmt: skip
+
+
+def _wait_for_dense(config: CompareConfig, cell: Cell, progress: Progress) -> None:
+    """Until the process that trains this seed's dense network has let go of it.
+
+    Raises:
+        UserError: it has failed.
+    """
+    folder = dense_weights(config, cell.seed).parent
+    if not (folder / RESULT_FILE).is_file():
+        progress.say("waiting for the dense network, which another process trains")
+        with FileLock(lock_path(folder)):
+            pass
+    if not (folder / RESULT_FILE).is_file():
+        raise UserError(f"there is no dense network to start from in {folder}")
 
 
 def _timing_lock(sweep: Path) -> FileLock:

@@ -139,7 +139,10 @@ def _certainty(record: ComparisonRecord) -> str:
 
 
 def _setting(record: ComparisonRecord) -> str:
-    epochs = None if record.setting.epochs is None else f"{record.setting.epochs} epochs in all"
+    epochs = None
+    if record.setting.epochs is not None:
+        start = " from the trained dense network" if record.from_dense else " in all"
+        epochs = f"{record.setting.epochs} epochs{start}"
     seeds = counted(len(record.seeds), "seed") if record.seeds else None
     return record.setting.line(epochs, seeds)
 
