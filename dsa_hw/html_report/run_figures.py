@@ -268,7 +268,7 @@ def _group_legend(has_ratios: bool) -> "list[Artist]":
         Patch(color=PRUNED.light, label="kept"),
     ]
     if has_ratios:
-        handles.append(Line2D([], [], color=TARGET.light, linewidth=2, label="learned by DSA"))
+        handles.append(Line2D([], [], color=TARGET.light, linewidth=2, label="before rounding"))
     return handles
 
 
