@@ -241,7 +241,7 @@ def _group_section(run: RunRecord) -> Section | Absent:
         )
         for item in run.groups
     )
-    header = ("Group", "Dense width", "Width", "Keep ratio before rounding", "Step", "Member layers")
+    header = ("Group", "Dense width", "Width", "Before rounding", "Step", "Member layers")
     caption = (
         f"Channels kept in each of {len(run.groups)} coupled groups, in network order. The mark "
         "is the keep ratio that the search (or a plan without one) came to; the bar is the width "
