@@ -250,7 +250,7 @@ def test_a_short_search_moves_more_often_and_further(
 
 def test_too_short_a_search_is_told() -> None:
     events: list[dict] = []
-    _, pruner = search(dsa_hw.FlopsBudget(0.5), events=events, steps=2)
+    _, pruner = search(dsa_hw.FlopsBudget(0.5), events=events, steps=1)
     pruner.finish()
     assert any("never began" in e.get("message", "") for e in events)
 
