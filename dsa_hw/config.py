@@ -214,10 +214,10 @@ class CompareConfig(TrainingConfig):
         None, "latencies to reach, as parts of the dense network's, each in (0, 1)"
     )
     seeds: tuple[int, ...] = _option((0, 1, 2), "one run of every method and target for each")
-    from_dense: bool = _option(
-        False,
-        "methods start from their seed's trained dense network and have as many epochs again; "
-        "uniform widths train from scratch for twice as many",
+    from_dense: int = _option(
+        0,
+        "epochs of training that each seed's dense network has before the methods start from it; "
+        "uniform widths train from scratch for these and --epochs; 0: all start from scratch",
     )
     seed: int = _option(0, "of the random widths that calibrate; the runs have --seeds")
 
@@ -239,8 +239,10 @@ class CompareConfig(TrainingConfig):
                 len(set(values)) == len(values) > 0, name, values, "one or more, all different"
             )
         _require(self.epochs >= 1, "epochs", self.epochs, "1 or more: what is compared is trained")
-        _require(not (self.from_dense and (self.weights or self.pretrained)), "from-dense", True,
-                 "false where weights are given: the runs start from those")  # fmt: skip
+        given = bool(self.weights or self.pretrained)
+        _require(self.from_dense >= 0, "from-dense", self.from_dense, "0 or more")
+        _require(not (self.from_dense and given), "from-dense", self.from_dense,
+                 "0 where weights are given: the runs start from those")  # fmt: skip
         _require(self.distill is None, "distill", self.distill, "nothing: all methods have the "
                  "same fine-tuning, on labels alone")  # fmt: skip
 

@@ -169,7 +169,7 @@ def test_another_network_is_refused_in_the_same_folder(swept: Path, capsys) -> N
         (["--target-ratios", "0.5", "--methods", "magic"], "magic"),
         (["--target-ratios", "0.5", "--seeds", "1", "1"], "seeds is (1, 1)"),
         (["--target-ratios", "0.5", "--epochs", "0"], "epochs is 0"),
-        (["--target-ratios", "0.5", "--from-dense", "true", "--pretrained", "true"], "from-dense"),
+        (["--target-ratios", "0.5", "--from-dense", "1", "--pretrained", "true"], "from-dense"),
     ],
 )
 def test_bad_input(argv: list[str], message: str, capsys, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_plan_is_methods_times_targets_times_seeds_and_a_dense_run_a_seed() -> N
 def test_runs_from_dense_networks_have_as_many_updates(tmp_path: Path, swept: Path) -> None:
     """Uniform widths are trained from scratch for as long as both trainings of the others."""
     out = tmp_path / "sweep"
-    argv = [*arguments(out), "--from-dense", "true", "--methods", "dsa", "uniform", "mdp"]
+    argv = [*arguments(out), "--from-dense", "2", "--methods", "dsa", "uniform", "mdp"]
     argv += ["--budgets", "latency", "--table", str(swept.parent / "fake.jsonl")]
     config = parse("compare", CompareConfig, argv)
     with pytest.MonkeyPatch.context() as patch:
@@ -208,16 +208,16 @@ def test_runs_from_dense_networks_have_as_many_updates(tmp_path: Path, swept: Pa
         started = pipeline.build_model(cells.run_config(config, cell), 10).state_dict()
         same = all(torch.equal(started[name], dense[name]) for name in dense)
         assert same == (cell.method != "uniform")
-    whole = 2 * updates.pop("dense")
+    whole = updates.pop("dense") // 2 * (2 + 3)
     assert updates == {"dsa-latency": whole, "uniform": whole, "mdp": whole}
-    assert json.loads((out / "result.json").read_text())["from_dense"]
-    assert "from the trained dense network" in (out / "report.html").read_text()
+    assert json.loads((out / "result.json").read_text())["from_dense"] == 2
+    assert "3 epochs from a dense network trained for 2" in (out / "report.html").read_text()
 
 
 def test_a_seeds_dense_network_is_there_when_its_runs_begin(tmp_path: Path) -> None:
     config = parse("compare", CompareConfig, [
         "--target-ratios", "0.5", "--seeds", "4", "5", "6", "--methods", "mdp", "--from-dense",
-        "true", "--out", str(tmp_path),
+        "2", "--out", str(tmp_path),
     ])  # fmt: skip
     planned = cells.plan(config)
     assert [c.name for c in planned] == [

@@ -84,7 +84,7 @@ def dense_weights(config: CompareConfig, seed: int) -> Path:
 
 def starts_from_dense(config: CompareConfig, cell: Cell) -> bool:
     """Whether a run needs its seed's trained dense network. Uniform widths train from scratch."""
-    return config.from_dense and cell.method not in (DENSE, UNIFORM)
+    return config.from_dense > 0 and cell.method not in (DENSE, UNIFORM)
 
 
 def run_config(config: CompareConfig, cell: Cell) -> PruneConfig:
@@ -95,9 +95,11 @@ def run_config(config: CompareConfig, cell: Cell) -> PruneConfig:
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainingConfig)}
     if starts_from_dense(config, cell):
         shared["weights"] = str(dense_weights(config, cell.seed))
-    elif config.from_dense and cell.method == UNIFORM:
-        shared["epochs"] = 2 * config.epochs
-        shared["finetune_epochs"] = 2 * config.resolved_finetune_epochs
+    elif config.from_dense:
+        # None of a dense network's epochs are search, and none of uniform widths': this says
+        # nothing but how many there are.
+        more = config.epochs if cell.method == UNIFORM else 0
+        shared |= {"epochs": config.from_dense + more, "finetune_epochs": None}
     target = cell.target or Target(None, 0.5)
     return PruneConfig(
         **shared

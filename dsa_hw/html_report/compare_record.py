@@ -101,7 +101,7 @@ class ComparisonRecord:
 
     folder: str
     setting: Setting
-    from_dense: bool
+    from_dense: float
     seeds: tuple[float, ...]
     methods: tuple[tuple[str, str], ...]
     targets: tuple[str, ...]
@@ -142,7 +142,7 @@ def read_comparison(folder: Path) -> ComparisonRecord:
     return ComparisonRecord(
         folder=folder.name,
         setting=Setting.read(fields),
-        from_dense=bool(fields.flag("from_dense")),
+        from_dense=fields.number("from_dense") or 0,
         seeds=fields.numbers("seeds") or (),
         methods=tuple(
             (m.text("name") or "?", m.text("title") or "?") for m in fields.objects("methods") or ()

@@ -141,8 +141,8 @@ def _certainty(record: ComparisonRecord) -> str:
 def _setting(record: ComparisonRecord) -> str:
     epochs = None
     if record.setting.epochs is not None:
-        start = " from the trained dense network" if record.from_dense else " in all"
-        epochs = f"{record.setting.epochs} epochs{start}"
+        start = f" from a dense network trained for {record.from_dense:g}"
+        epochs = f"{record.setting.epochs} epochs{start if record.from_dense else ' in all'}"
     seeds = counted(len(record.seeds), "seed") if record.seeds else None
     return record.setting.line(epochs, seeds)
 
