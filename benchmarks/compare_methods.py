@@ -40,7 +40,8 @@ CONFIGS = {
 QUICK = {
     "out": f"runs/{NAME}_quick", "methods": ("dsa", "uniform", "magnitude"), "seeds": (0,),
     "target_ratios": (0.5,), "epochs": 3, "finetune_epochs": 2, "from_dense": 0,
-    "train_size": 3000, "test_size": 1000, "calibration_networks": 12, "rounds": 2, "measure_seconds": 5.0,
+    "train_size": 3000, "test_size": 1000, "calibration_networks": 12, "rounds": 2,
+    "measure_seconds": 5.0,
 }  # fmt: skip
 
 
