@@ -243,7 +243,7 @@ def test_a_short_search_moves_more_often_and_further(
     pruner = DSAPruner(model, example, dsa_hw.FlopsBudget(0.5), steps, trained=trained)
     assert pruner.cadence == cadence
     moved: list[float] = []
-    monkeypatch.setattr(pruner._mover, "move", lambda gradient, violations, step: moved.append(step))
+    monkeypatch.setattr(pruner._mover, "move", lambda g, v, step: moved.append(step))
     begin = round(steps * (0.1 if trained else 0.4))
     pruner._search_from = pruner._steps = begin
     while not moved:
