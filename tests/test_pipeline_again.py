@@ -32,7 +32,10 @@ def test_a_new_target_without_a_new_search(
     assert second["seconds"]["search"] < first["seconds"]["search"]
     assert second["table"]["measured"] == 0
     assert second["dense"]["accuracy"] == first["dense"]["accuracy"]
-    assert second["pruned"]["flops"] > first["pruned"]["flops"]
+    # Widths hang on what was measured beside other tests; what was learned is scaled up for sure.
+    ratios = [[g["keep_ratio"] for g in run["groups"]] for run in (first, second)]
+    assert all(b >= a for a, b in zip(*ratios, strict=True))
+    assert sum(ratios[1]) > sum(ratios[0]) + 0.1
     assert second["pruned"]["accuracy"] > 0.5  # ten classes
     assert prune.main([*other, "--importance", "bn_scale", "--out", "runs/x"]) == 2
     assert "importance: 'filter_l1' there, 'bn_scale' here" in capsys.readouterr().err
