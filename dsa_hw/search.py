@@ -68,9 +68,9 @@ class SearchSettings:
     """The schedule; the defaults need no tuning for a network or a dataset.
 
     Args:
-        warmup: least and most of the steps without masks, as fractions; in between the search
-            begins as soon as the loss has fallen, or at the least if the weights were trained.
-        trained_warmup: the same where the weights were trained; nothing is waited for.
+        warmup: least and most of the steps without masks, as fractions, from random weights; in
+            between the search begins as soon as the loss has fallen.
+        trained_warmup: the steps without masks, as a fraction, where the weights were trained.
         fallen: the loss has fallen when its average is at most this part of its first average.
         beta2: inexactness at the start and at the end, in spreads of log importance.
         budget_ramp: fraction of the search, without the warm-up, over which the target is lowered.
