@@ -155,6 +155,26 @@ def test_headline_is_what_the_numbers_say(page: Path, tmp_path: Path) -> None:
     assert "most accurate at 2 of 3 latency targets" in words
 
 
+@pytest.mark.parametrize(("factor", "won"), [(1.0, 3), (1.019, 3), (1.021, 2)])
+def test_networks_slower_than_the_target_do_not_lead(
+    factor: float, won: int, tmp_path: Path
+) -> None:
+    result = fake_comparison()
+    row = next(r for r in result["rows"] if (r["method"], r["target"]) == ("dsa-latency", "50%"))
+    row["measured_ms"] = factor * row["target_ms"]
+    words = read_page(write_comparison_report(write_sweep(tmp_path / "s", result))).words
+    assert f"most accurate at {won} of 3 latency targets" in words
+    assert ("50%: DSA on latency" in words) == (won == 3)
+
+
+def test_caption_says_where_uniform_widths_start(tmp_path: Path) -> None:
+    for number, (from_dense, said) in enumerate([(0, False), (12, True)]):
+        result = fake_comparison() | {"from_dense": from_dense}
+        page = write_comparison_report(write_sweep(tmp_path / str(number), result))
+        words = read_page(page).words
+        assert ("uniform widths: from random weights" in words) == said
+
+
 @pytest.mark.parametrize(("slower_pct", "ahead"), [(0.0, 3), (1.9, 3), (2.1, 2), (-9.0, 3)])
 def test_a_gain_of_slower_networks_does_not_count(
     slower_pct: float, ahead: int, tmp_path: Path

@@ -97,11 +97,20 @@ def _sentence(record: ComparisonRecord) -> str:
     if not any(row.method == LATENCY_DSA for row in record.rows):
         best = ", ".join(f"{lead.title} at {lead.target}" for lead in known)
         return f"{name}: most accurate at the same latency: {best}"
-    return f"{name}: {title} is the most accurate at {ours} of {len(known)} latency targets"
+    return f"{name}: {title} is the most accurate at {ours} of {len(leads)} latency targets"
 
 
 def _leader(record: ComparisonRecord, target: str) -> MethodRow | None:
-    rows = [r for r in record.rows if r.target == target and r.accuracy is not None]
+    """The most accurate method whose networks are not slower than the target."""
+    rows = [
+        r
+        for r in record.rows
+        if r.target == target
+        and r.accuracy is not None
+        and r.measured_ms is not None
+        and r.target_ms is not None
+        and r.measured_ms <= (1 + SLOWER_PCT / 100) * r.target_ms
+    ]
     return max(rows, key=lambda r: r.accuracy or 0.0, default=None)
 
 
@@ -151,10 +160,16 @@ def _front_section(record: ComparisonRecord) -> Section | Absent:
     known = [r for r in record.rows if r.accuracy is not None and r.measured_ms is not None]
     if not known:
         return "Accuracy against latency: no run has both yet."
+    training = "epochs and fine-tuning"
+    if record.from_dense:
+        training = (
+            "dense network to start from, epochs and fine-tuning (uniform widths: from random "
+            "weights, with the dense network's epochs on top)"
+        )
     caption = (
         "Up and to the left is better. Means over seeds; bars are one standard error. All methods "
-        "had the same data, epochs and fine-tuning, and were brought to the same measured "
-        "targets by the same closed loop."
+        f"had the same data, {training}, and were brought to the same measured targets by the "
+        "same closed loop."
     )
     header = ("method", "target", "accuracy", "accuracy_standard_error", "measured_ms",
               "measured_ms_standard_error")  # fmt: skip
@@ -188,7 +203,10 @@ def _matrix(record: ComparisonRecord) -> parts.Html:
         )
         for name, title in sorted(record.methods, key=lambda m: -_mean_accuracy(record, m[0]))
     )
-    caption = "Accuracy (%) ± standard error at each measured target; the best is in colour"
+    caption = (
+        "Accuracy (%) ± standard error at each measured target; the best that is not slower than "
+        f"the target by more than {SLOWER_PCT:g} % is in colour"
+    )
     return parts.table(Table(caption, ("Method", *record.targets), rows))
 
 
