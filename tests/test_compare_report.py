@@ -174,7 +174,7 @@ def test_caption_says_where_uniform_widths_start(tmp_path: Path) -> None:
         result = fake_comparison() | {"from_dense": from_dense}
         page = write_comparison_report(write_sweep(tmp_path / str(number), result))
         words = read_page(page).words
-        assert ("uniform widths: from random weights" in words) == said
+        assert ("where they are compared: from random weights" in words) == said
 
 
 @pytest.mark.parametrize(("slower_pct", "ahead"), [(0.0, 3), (1.9, 3), (2.1, 2), (-9.0, 3)])

@@ -163,8 +163,8 @@ def _front_section(record: ComparisonRecord) -> Section | Absent:
     training = "epochs and fine-tuning"
     if record.from_dense:
         training = (
-            "dense network to start from, epochs and fine-tuning (uniform widths: from random "
-            "weights, with the dense network's epochs on top)"
+            "dense network to start from, epochs and fine-tuning (but uniform widths, where they "
+            "are compared: from random weights, with the dense network's epochs on top)"
         )
     caption = (
         "Up and to the left is better. Means over seeds; bars are one standard error. All methods "
