@@ -35,7 +35,7 @@ from dsa_hw.pipeline import configured_backend
 NAME = "compare_methods"
 CONFIGS = {
     "glyphs_resnet8": "configs/compare_glyphs_resnet.yaml",
-    "glyphs_mobilenet": "configs/compare_glyphs_mobilenet.yaml",
+    "glyphs_mobilenet5": "configs/compare_glyphs_mobilenet.yaml",
 }
 QUICK = {
     "out": f"runs/{NAME}_quick", "methods": ("dsa", "uniform", "magnitude"), "seeds": (0,),

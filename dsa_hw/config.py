@@ -74,9 +74,13 @@ class TrainingConfig(ModelConfig):
     pretrained: bool = _option(False, "start from torchvision's or timm's weights")
     weights: str | None = _option(None, "start from these weights (safetensors)")
     exclude: tuple[str, ...] = _option((), "patterns of layer names that keep all channels")
-    importance: Literal["bn_scale", "filter_l1", "taylor"] = _option("filter_l1", "base importance")
+    importance: Literal["auto", "bn_scale", "filter_l1", "taylor"] = _option(
+        "auto", "base importance; auto: taylor from trained weights, else filter_l1"
+    )
     combination: Literal["mean", "max", "sum"] = _option(
-        "mean", "of the importances of layers that share channels; sum is of normalized ones"
+        "mean",
+        "of the importances of layers that share channels (taylor has its own); sum is of "
+        "normalized ones",
     )
     constraint: Literal["projection", "admm", "augmented_lagrangian"] = _option(
         "projection", "how the search holds the budgets"
@@ -131,6 +135,11 @@ class TrainingConfig(ModelConfig):
             ("importance", self.importance == "taylor" or None),
         ):
             _require(wanted is None, name.replace("_", "-"), getattr(self, name), NO_USE)
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether training begins with given weights."""
+        return bool(self.pretrained or self.weights)
 
     @property
     def search_epochs(self) -> int:
@@ -239,7 +248,7 @@ class CompareConfig(TrainingConfig):
                 len(set(values)) == len(values) > 0, name, values, "one or more, all different"
             )
         _require(self.epochs >= 1, "epochs", self.epochs, "1 or more: what is compared is trained")
-        given = bool(self.weights or self.pretrained)
+        given = self.starts_trained
         _require(self.from_dense >= 0, "from-dense", self.from_dense, "0 or more")
         _require(not (self.from_dense and given), "from-dense", self.from_dense,
                  "0 where weights are given: the runs start from those")  # fmt: skip

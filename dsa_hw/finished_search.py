@@ -10,6 +10,7 @@ import yaml
 
 from dsa_hw.config import PruneConfig
 from dsa_hw.errors import RunFolderError
+from dsa_hw.importance import Importance, chosen_importance
 from dsa_hw.run_folder import CONFIG_FILE, RunFolder
 
 SAME = ("model", "input_shape", "batch_size", "data", "exclude", "importance", "combination",
@@ -25,11 +26,13 @@ class FinishedSearch:
         model: state of the network, masks attached.
         pruner: state of the ``DSAPruner``.
         dense: state of the dense network that was trained beside it, if one was.
+        importance: that ranked its channels.
     """
 
     model: dict[str, Any]
     pruner: dict[str, Any]
     dense: dict[str, Any] | None
+    importance: Importance
 
 
 def load_finished_search(config: PruneConfig) -> FinishedSearch | None:
@@ -59,7 +62,10 @@ def load_finished_search(config: PruneConfig) -> FinishedSearch | None:
             f"{source.search_epochs} epochs); run its own command to the end first"
         )
     dense = folder.load_checkpoint("dense")
-    return FinishedSearch(state["model"], state["extra"], dense["model"] if dense else None)
+    return FinishedSearch(
+        state["model"], state["extra"], dense["model"] if dense else None,
+        chosen_importance(source.importance, source.starts_trained),
+    )  # fmt: skip
 
 
 def config_of(folder: RunFolder) -> PruneConfig:

@@ -13,6 +13,7 @@ from dsa_hw.errors import UserError
 
 Importance = Literal["bn_scale", "filter_l1", "taylor"]
 IMPORTANCES: tuple[Importance, ...] = ("bn_scale", "filter_l1", "taylor")
+ImportanceChoice = Literal["auto", "bn_scale", "filter_l1", "taylor"]
 Combination = Literal["mean", "max", "sum"]
 FLOOR = 1e-12
 """Least score, as a part of its group's greatest: dead channels must not set the spread."""
@@ -32,6 +33,17 @@ class Scores(Protocol):
     def __call__(self) -> Tensor:
         """(groups, atoms) positive scores, detached; 1 where padded."""
         ...
+
+
+def chosen_importance(choice: ImportanceChoice, trained: bool) -> Importance:
+    """What ``auto`` stands for: ``taylor`` where a search begins with trained weights.
+
+    What a channel's removal does to the loss says more than its size about a network that is used
+    to all its channels; from random weights the two end alike, and sizes cost nothing.
+    """
+    if choice != "auto":
+        return choice
+    return "taylor" if trained else "filter_l1"
 
 
 class MemberCombination:
@@ -61,9 +73,14 @@ class MemberCombination:
             count.index_add_(0, atoms, torch.ones_like(own))
         if self._kind == "mean":
             total /= count.clamp_min(1)
-        found = total.view_as(self._present).masked_fill(~self._present, 0.0)
-        floor = (FLOOR * found.amax(-1, keepdim=True)).clamp_min(LEAST)
-        return torch.where(self._present, torch.maximum(found, floor), 1.0)
+        return _positive(total, self._present)
+
+
+def _positive(scores: Tensor, present: Tensor) -> Tensor:
+    """(groups * atoms,) -> (groups, atoms), no score below the group's floor, 1 where padded."""
+    found = scores.view_as(present).masked_fill(~present, 0.0)
+    floor = (FLOOR * found.amax(-1, keepdim=True)).clamp_min(LEAST)
+    return torch.where(present, torch.maximum(found, floor), 1.0)
 
 
 def present_atoms(coupling: Coupling, device: torch.device) -> Tensor:
@@ -78,18 +95,17 @@ class TaylorScores:
 
     Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019,
     arXiv:1906.10771, section 3: |sum of parameter times gradient| over a channel's scale and shift,
-    which is the gradient by a gate of value 1 on the channel. Here the masks are the gates, and the
-    score is a moving average of the gradient's magnitude over training batches (the paper averages
-    its square). The gradient is taken at the mask's own value and not multiplied by it, so that a
-    channel that is nearly closed can still come back.
+    which is the gradient by a gate of value 1 on the channel. Here the masks are the gates. An
+    atom's channels open and close together in all layers that share it, so their gradients are
+    added before the absolute value is taken. The score is a moving average of it over training
+    batches (the paper averages its square). The gradient is taken at the mask's own value and not
+    multiplied by it, so that a channel that is nearly closed can still come back.
     """
 
-    def __init__(self, coupling: Coupling, device: torch.device, combination: Combination) -> None:
+    def __init__(self, coupling: Coupling, device: torch.device) -> None:
         self.present = present_atoms(coupling, device)
-        self._kind: Combination = combination
         self._average: Tensor | None = None
-        self._combine: MemberCombination | None = None
-        self._sizes: list[int] = []
+        self._positions: Tensor | None = None
 
     def note(self, layers: Sequence[Tensor], gradients: Tensor) -> None:
         """Take in one training batch.
@@ -98,34 +114,30 @@ class TaylorScores:
             layers: for every masked layer, the positions of its channels in the flat masks.
             gradients: (channels of all layers,) of the loss by the masks.
         """
-        if self._combine is None:
-            last = self.present.numel()
-            self._sizes = [len(index) for index in layers]
-            self._kept = [(index < last).nonzero()[:, 0] for index in layers]
-            members = [index[kept] for index, kept in zip(layers, self._kept, strict=True)]
-            self._combine = MemberCombination(self._kind, members, self.present)
-        sizes = torch.nan_to_num(gradients.detach().abs(), posinf=0.0)
+        if self._positions is None:
+            self._positions = torch.cat(list(layers))
+        atoms = self.present.numel()
+        finite = torch.nan_to_num(gradients.detach().float(), posinf=0.0, neginf=0.0)
+        total = finite.new_zeros(atoms + 1)  # the last for channels that no atom has
+        effects = total.index_add_(0, self._positions, finite)[:atoms].abs()
         if self._average is None:
-            self._average = sizes.clone()
+            self._average = effects
         else:
-            self._average.lerp_(sizes, 1.0 - MEMORY)
+            self._average.lerp_(effects, 1.0 - MEMORY)
 
     def __call__(self) -> Tensor:
         """(groups, atoms); all 1 before the first batch."""
-        if self._average is None or self._combine is None:
+        if self._average is None:
             return torch.ones(self.present.shape, device=self.present.device)
-        layers = self._average.split(self._sizes)
-        return self._combine([own[kept] for own, kept in zip(layers, self._kept, strict=True)])
+        return _positive(self._average, self.present)
 
     def state(self) -> Tensor | None:
         """What to keep for an exact resume."""
         return None if self._average is None else self._average.clone()
 
-    def restore(self, layers: Sequence[Tensor], state: Tensor | None) -> None:
+    def restore(self, state: Tensor | None) -> None:
         """Go on from ``state``."""
-        if state is not None:
-            self._average = None
-            self.note(layers, state.to(self.present.device))
+        self._average = None if state is None else state.to(self.present.device, copy=True)
 
 
 class AtomImportance:

@@ -35,7 +35,7 @@ from dsa_hw.distillation import Distillation
 from dsa_hw.errors import InfeasibleBudget, UserError
 from dsa_hw.finished_search import FinishedSearch, config_of, load_finished_search
 from dsa_hw.html_report import write_run_report
-from dsa_hw.importance import AtomImportance
+from dsa_hw.importance import AtomImportance, chosen_importance
 from dsa_hw.inventory import fixed_branches_warning, take_inventory
 from dsa_hw.masks import ChannelMasks, hard_masks
 from dsa_hw.memory import PeakMemory
@@ -437,7 +437,7 @@ class Run:
                 trainer.train(model, Stage("dense", config.epochs, 0, steps))
                 self.trained_dense = model
                 return trainer.accuracy(model)
-        if config.pretrained or config.weights:
+        if config.starts_trained:
             with self.watch.measure("dense"):
                 self.trained_dense = trainer.prepare(self.dense.model)
                 return trainer.accuracy(self.trained_dense)
@@ -530,7 +530,8 @@ class Run:
         bound = [request.bind(graph) for request in self._requests()]
         choices = merged_choices([c for _, c in bound])
         config = self.config
-        scorer = AtomImportance(model, graph.coupling, config.importance, config.combination)
+        importance = chosen_importance(config.importance, trained=False)  # no gradients here
+        scorer = AtomImportance(model, graph.coupling, importance, config.combination)
         scores = scorer().cpu().numpy()
         groups = graph.coupling.groups
         atoms = [scores[i, : g.atoms] for i, g in enumerate(groups)]
@@ -591,8 +592,9 @@ class Run:
         pruner = DSAPruner(
             model, self.dense.example.to(trainer.device), requests, steps,
             settings=SearchSettings(constraint=config.constraint),
-            trained=bool(config.pretrained or config.weights),
-            importance=config.importance, combination=config.combination,
+            trained=config.starts_trained,
+            importance=self.learned.importance if self.learned else config.importance,
+            combination=config.combination,
             exclude=config.exclude, remove_branches=config.remove_branches,
             seed=config.seed, on_event=self.folder.log,
         )  # fmt: skip

@@ -41,7 +41,14 @@ from dsa_hw.constraints.mover import fit_to_budget
 from dsa_hw.deployed import DeployedGraph
 from dsa_hw.dpp import keep_probabilities, sample_masks, standardized_inexactness
 from dsa_hw.errors import InfeasibleBudget, SearchWarning
-from dsa_hw.importance import AtomImportance, Combination, Importance, Scores, TaylorScores
+from dsa_hw.importance import (
+    AtomImportance,
+    Combination,
+    ImportanceChoice,
+    Scores,
+    TaylorScores,
+    chosen_importance,
+)
 from dsa_hw.inventory import fixed_branches_warning, take_inventory
 from dsa_hw.masks import ChannelMasks, hard_masks
 from dsa_hw.rounding import closeness
@@ -140,8 +147,9 @@ class DSAPruner:
         budgets: one or several; all of them are met.
         total_steps: calls of ``step`` that the search will have.
         trained: the model's weights are: its loss may rise at first, since the learning rate does.
-        importance: base importance of the pruning process.
-        combination: of the importances of layers that share channels.
+        importance: base importance of the pruning process; ``auto`` is ``taylor`` if ``trained``,
+            else ``filter_l1``.
+        combination: of the importances of layers that share channels; ``taylor`` has its own.
         exclude: patterns of module names whose channels all stay.
         remove_branches: whole residual branches may go, where their shortcut is the identity.
         seed: of the sampled masks; the same on all processes.
@@ -161,7 +169,7 @@ class DSAPruner:
         *,
         settings: SearchSettings | None = None,
         trained: bool = False,
-        importance: Importance = "filter_l1",
+        importance: ImportanceChoice = "auto",
         combination: Combination = "mean",
         exclude: Sequence[str] = (),
         remove_branches: bool = False,
@@ -185,11 +193,10 @@ class DSAPruner:
         self._least = torch.zeros_like(self._dense)
         self.keep_ratios = torch.ones(len(groups), device=device, requires_grad=True)
         self._bind(budgets)
-        self._taylor = (
-            TaylorScores(self.coupling, device, combination) if importance == "taylor" else None
-        )
+        kind = chosen_importance(importance, trained)
+        self._taylor = TaylorScores(self.coupling, device) if kind == "taylor" else None
         self._importance: Scores = self._taylor or AtomImportance(
-            model, self.coupling, importance, combination
+            model, self.coupling, kind, combination
         )
         self._masks = self._masked()
         self._mover = make_mover(
@@ -539,7 +546,7 @@ class DSAPruner:
         masks = state["masks"]
         self._masks.store.set_flat(None if masks is None else masks.to(self._dense.device))
         if self._taylor is not None:
-            self._taylor.restore(self._masks.store.indices, state["taylor"])
+            self._taylor.restore(state["taylor"])
         self._steps = state["steps"]
         self._search_from = state["search_from"]
         self._first_loss = state["first_loss"]

@@ -11,7 +11,13 @@ from torch import nn
 
 from dsa_hw.coupling import find_coupling
 from dsa_hw.errors import UserError
-from dsa_hw.importance import AtomImportance, Combination, MemberCombination, TaylorScores
+from dsa_hw.importance import (
+    AtomImportance,
+    Combination,
+    MemberCombination,
+    TaylorScores,
+    chosen_importance,
+)
 from dsa_hw.masks import ChannelMasks
 
 PRESENT = torch.tensor([[True, True, True], [True, False, False]])
@@ -46,7 +52,7 @@ def test_thirty_orders_of_magnitude(kind: Combination, scale: float) -> None:
 
 def gate_effects(model: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int) -> TaylorScores:
     coupling = find_coupling(model, x)
-    taylor = TaylorScores(coupling, x.device, "mean")
+    taylor = TaylorScores(coupling, x.device)
     masks = ChannelMasks(model, coupling, x, with_gradients=True)
     masks.set(torch.ones(taylor.present.shape))
     for _ in range(steps):
@@ -77,16 +83,43 @@ def test_taylor_is_scale_and_shift_times_their_gradients() -> None:
     torch.testing.assert_close(scores[index, : len(expected)], expected, rtol=1e-3, atol=1e-8)
 
 
+def test_taylor_of_coupled_layers_is_the_effect_of_closing_them_together() -> None:
+    """Slope of the loss when one atom's channels close in all layers that share it."""
+    torch.manual_seed(0)
+    model = randomize_norms(Residual())
+    x, y = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
+    coupling = find_coupling(model, x)
+    shared = next(i for i, g in enumerate(coupling.groups) if len(g.layers) > 1 and not g.frozen)
+    scores = gate_effects(model, x, y, steps=1)()
+    double, wide = copy.deepcopy(model).double(), x.double()
+    masks = ChannelMasks(double, coupling, wide)
+    for atom in range(3):
+        losses = []
+        for closed in (1e-4, -1e-4):
+            opened = torch.ones(scores.shape, dtype=torch.float64)
+            opened[shared, atom] -= closed
+            masks.set(opened)
+            with torch.no_grad():
+                losses.append(float(nn.functional.cross_entropy(double(wide), y)))
+        slope = abs(losses[0] - losses[1]) / 2e-4
+        assert float(scores[shared, atom]) == pytest.approx(slope, rel=1e-2)
+
+
+def test_auto_is_taylor_from_trained_weights() -> None:
+    assert chosen_importance("auto", trained=True) == "taylor"
+    assert chosen_importance("auto", trained=False) == "filter_l1"
+    assert chosen_importance("bn_scale", trained=True) == "bn_scale"
+
+
 def test_taylor_averages_over_batches_and_resumes() -> None:
     torch.manual_seed(0)
     model = randomize_norms(Residual())
     x, y = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
     taylor = gate_effects(model, x, y, steps=3)
     coupling = find_coupling(model, x)
-    again = TaylorScores(coupling, x.device, "mean")
+    again = TaylorScores(coupling, x.device)
     assert (again() == 1).all()
-    again.restore(ChannelMasks(model, coupling, x, with_gradients=True).store.indices,
-                  taylor.state())  # fmt: skip
+    again.restore(taylor.state())
     assert torch.equal(again(), taylor())
 
 

@@ -38,7 +38,7 @@ def test_a_new_target_without_a_new_search(
     assert sum(ratios[1]) > sum(ratios[0]) + 0.1
     assert second["pruned"]["accuracy"] > 0.5  # ten classes
     assert prune.main([*other, "--importance", "bn_scale", "--out", "runs/x"]) == 2
-    assert "importance: 'filter_l1' there, 'bn_scale' here" in capsys.readouterr().err
+    assert "importance: 'auto' there, 'bn_scale' here" in capsys.readouterr().err
     assert prune.main([*TRAIN, "--search-from", "nowhere", "--out", "runs/x"]) == 2
     assert "holds no run" in capsys.readouterr().err
     assert prune.main([*TRAIN, "--distill", "0.5", "--out", "runs/x"]) == 2

@@ -31,6 +31,7 @@ OWN_MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
             cifar.glyphs_resnet_stepped,
             cifar.glyphs_resnet8,
             cifar.glyphs_mobilenet,
+            cifar.glyphs_mobilenet5,
         )
     }
 )
