@@ -34,6 +34,12 @@ def accuracy(method: int, ratio: float, seed: int) -> float:
     return 0.9 - 0.01 * method - 0.15 * (1 - ratio) ** 2 + 0.004 * math.sin(7 * method + seed)
 
 
+SPREADS = [
+    {"target": target, "methods": list(METHODS), "seeds": 3, "run_sd_points": 0.6, "p_value": p}
+    for target, p in zip(TARGETS, (0.41, 0.02, 1e-9), strict=True)
+]
+
+
 def fake_cells() -> list[dict]:
     """Made-up runs: every number follows from a formula, none was measured."""
     cells = []
@@ -91,7 +97,7 @@ def fake_comparison() -> dict:
         "targets": list(TARGETS),
         "dense": {"accuracy": 0.905, "accuracy_standard_error": 0.002, "measured_ms": DENSE_MS,
                   "flops": 1.2e8, "params": 1e6},
-        "rows": rows, "gains": gains, "cells": cells, "unfinished": [],
+        "rows": rows, "gains": gains, "spreads": SPREADS, "cells": cells, "unfinished": [],
         "networks": [
             {"flops": 1e7 * (i + 2), "measured_ms": 0.3 + 0.15 * i * (1 + 0.3 * math.sin(5 * i))}
             for i in range(12)
@@ -187,6 +193,15 @@ def test_a_gain_of_slower_networks_does_not_count(
     result["gains"][-1]["slower_pct"] = slower_pct
     words = read_page(write_comparison_report(write_sweep(tmp_path / "s", result))).words
     assert f"standard error of the difference at {ahead} of 3 targets" in words
+
+
+def test_what_chance_explains_is_told(page: Path) -> None:
+    """The error of a difference over three seeds is 0.6 * sqrt(2 / 3) = 0.49 points."""
+    words = read_page(page).words
+    assert "a difference over 3 seeds 0.49" in words
+    assert words.count("differ no more than chance explains") == 1
+    assert "differ no more than chance explains (p = 0.41)" in words
+    assert "differ (p < 0.001)" in words
 
 
 def test_every_run_can_be_copied(page: Path) -> None:

@@ -62,9 +62,7 @@ def _timed(
 ) -> dict[str, Any]:
     """Per network: ms, its interval, and both over the dense network's."""
     together: dict[str, bytes | Path] = {DENSE_NETWORK: graph.resized(graph.dense_widths), **models}
-    found = time_networks(
-        backend, together, time_limit_s=config.measure_seconds * (1 + len(models) / 2)
-    )
+    found = time_networks(backend, together, time_limit_s=config.measure_seconds * len(together))
     record = {}
     for name, measured in found.items():
         value, interval = ratio(measured, found[DENSE_NETWORK])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dsa_hw.baselines import LATENCY_DSA
@@ -17,6 +19,7 @@ from dsa_hw.closed_loop import is_met
 from dsa_hw.comparison.cell_run import method_title
 from dsa_hw.comparison.cells import DENSE, Cell, Target, method_names, plan, targets
 from dsa_hw.comparison.final_timing import DENSE_NETWORK, TIMING, timing_name
+from dsa_hw.comparison.separability import separability
 from dsa_hw.config import CompareConfig
 from dsa_hw.deployed import DeployedGraph
 from dsa_hw.profiling import ProfiledNetwork
@@ -99,7 +102,8 @@ def summarize(
 def over_seeds(
     methods: Sequence[str], targets: Sequence[str], records: Sequence[Record]
 ) -> dict[str, list[Record]]:
-    """``rows``: every method at every target; ``gains``: DSA under latency over the others.
+    """``rows``: every method at every target; ``gains``: DSA under latency over the others;
+    ``spreads``: how much runs differ by themselves at a target, and methods beyond that.
 
     Args:
         methods, targets: their names, as the records have them.
@@ -108,6 +112,7 @@ def over_seeds(
     return {
         "rows": [_row(m, label, records) for label in targets for m in methods],
         "gains": [g for label in targets for g in _gains(methods, label, records)],
+        "spreads": [s for label in targets if (s := _spread(methods, label, records))],
     }
 
 
@@ -202,6 +207,20 @@ def _gains(names: Sequence[str], label: str, records: Sequence[Record]) -> list[
             | mean_and_error("slower_pct", slower)
         )
     return gains
+
+
+def _spread(names: Sequence[str], label: str, records: Sequence[Record]) -> Record | None:
+    """Of the methods that reached the target with every seed that any of them has."""
+    reached = {
+        (r["method"], r["seed"]): r["accuracy"]
+        for r in records
+        if r["target"] == label and r["accuracy"] is not None
+    }
+    seeds = sorted({seed for _, seed in reached})
+    whole = [n for n in names if all((n, seed) in reached for seed in seeds)]
+    accuracies = np.array([[reached[n, seed] for seed in seeds] for n in whole])
+    found = separability(whole, accuracies.reshape(len(whole), len(seeds)))
+    return None if found is None else {"target": label} | dataclasses.asdict(found)
 
 
 def mean_and_error(name: str, values: Sequence[float]) -> Record:

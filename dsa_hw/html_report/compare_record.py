@@ -17,6 +17,8 @@ FLOPS_DSA = "dsa-flops"
 SLOWER_PCT = 2.0
 """More than this, and a gain in accuracy may be one of latency: what a last measurement is off by
 on a shared machine."""
+SURELY = 0.05
+"""Probability of chance below which methods are said to differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,17 @@ class Gain:
     points: float | None
     error_points: float | None
     slower_pct: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How much runs at a target differ by themselves, and whether methods differ beyond that."""
+
+    target: str
+    methods: tuple[str, ...]
+    seeds: float | None
+    run_sd_points: float | None
+    p_value: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +125,7 @@ class ComparisonRecord:
     dense_params: float | None
     rows: tuple[MethodRow, ...]
     gains: tuple[Gain, ...]
+    spreads: tuple[Spread, ...]
     cells: tuple[RunPoint, ...]
     unfinished: tuple[str, ...]
     networks: tuple[NetworkPoint, ...]
@@ -155,6 +169,7 @@ def read_comparison(folder: Path) -> ComparisonRecord:
         dense_params=dense.number("params"),
         rows=tuple(_row(item) for item in fields.objects("rows") or ()),
         gains=tuple(_gain(item) for item in fields.objects("gains") or ()),
+        spreads=tuple(_spread(item) for item in fields.objects("spreads") or ()),
         cells=cells,
         unfinished=fields.texts("unfinished") or (),
         networks=tuple(_networks(fields)),
@@ -197,6 +212,16 @@ def _gain(item: Fields) -> Gain:
         points=item.number("points"),
         error_points=item.number("points_standard_error"),
         slower_pct=item.number("slower_pct"),
+    )
+
+
+def _spread(item: Fields) -> Spread:
+    return Spread(
+        target=item.text("target") or "?",
+        methods=item.texts("methods") or (),
+        seeds=item.number("seeds"),
+        run_sd_points=item.number("run_sd_points"),
+        p_value=item.number("p_value"),
     )
 
 

@@ -17,6 +17,7 @@ from dsa_hw.html_report.compare_record import (
     FLOPS_DSA,
     LATENCY_DSA,
     SLOWER_PCT,
+    SURELY,
     ComparisonRecord,
     MethodRow,
     RunPoint,
@@ -280,8 +281,29 @@ def _gain_section(record: ComparisonRecord) -> Section | Absent:
                           parts.table(Table("Points ahead", header, rows)))  # fmt: skip
     return Section(
         "gains", "How far ahead, or behind",
-        (parts.figure(figures.gain_drawing(record), caption), every),
+        (parts.figure(figures.gain_drawing(record), caption), *_spread_notes(record), every),
     )  # fmt: skip
+
+
+def _spread_notes(record: ComparisonRecord) -> tuple[parts.Html, ...]:
+    """What a difference has to be larger than, target by target."""
+    items = []
+    for spread in record.spreads:
+        sd, p, seeds = spread.run_sd_points, spread.p_value, spread.seeds
+        if sd is None or p is None or not seeds:
+            continue
+        differ = "" if p < SURELY else "no more than chance explains "
+        items.append(
+            f"{spread.target}: a run's own error is {sd:.2f} points (standard deviation), that of "
+            f"a difference over {seeds:g} seeds {sd * (2 / seeds) ** 0.5:.2f}. The means of "
+            f"{len(spread.methods)} methods differ {differ}(p {show_p(p)})."
+        )
+    return (parts.notes(items),) if items else ()
+
+
+def show_p(value: float) -> str:
+    """A probability, with its relation: next to nothing is less than a thousandth."""
+    return f"= {value:.2g}" if value >= 0.001 else "< 0.001"
 
 
 def _flops_section(record: ComparisonRecord) -> Section | Absent:
