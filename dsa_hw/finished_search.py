@@ -27,12 +27,14 @@ class FinishedSearch:
         pruner: state of the ``DSAPruner``.
         dense: state of the dense network that was trained beside it, if one was.
         importance: that ranked its channels.
+        trained: whether it began with trained weights.
     """
 
     model: dict[str, Any]
     pruner: dict[str, Any]
     dense: dict[str, Any] | None
     importance: Importance
+    trained: bool
 
 
 def load_finished_search(config: PruneConfig) -> FinishedSearch | None:
@@ -64,7 +66,7 @@ def load_finished_search(config: PruneConfig) -> FinishedSearch | None:
     dense = folder.load_checkpoint("dense")
     return FinishedSearch(
         state["model"], state["extra"], dense["model"] if dense else None,
-        chosen_importance(source.importance, source.starts_trained),
+        chosen_importance(source.importance, source.starts_trained), source.starts_trained,
     )  # fmt: skip
 
 

@@ -592,7 +592,7 @@ class Run:
         pruner = DSAPruner(
             model, self.dense.example.to(trainer.device), requests, steps,
             settings=SearchSettings(constraint=config.constraint),
-            trained=config.starts_trained,
+            trained=self.learned.trained if self.learned else config.starts_trained,
             importance=self.learned.importance if self.learned else config.importance,
             combination=config.combination,
             exclude=config.exclude, remove_branches=config.remove_branches,

@@ -33,6 +33,8 @@ REMOVED = 0.25
 """Width of a removed group in values, in its narrowest widths. Closeness is even between the two
 where the branch's gate is half closed; importance counts a removal like the loss of three quarters
 of what the narrowest width keeps."""
+KEPT_WEIGHT = 3.0
+"""Of kept importance beside closeness; both are logarithms of shares."""
 INEXACT = 2e-3
 """A cost further than this (of its target) from any sum over pairs is left to local search."""
 
@@ -116,6 +118,22 @@ def kept_importance(
             shares = np.append(REMOVED * shares[0], shares)
         values.append(count * np.log(shares))
     return values
+
+
+def near_and_important(
+    choices: WidthChoices,
+    widths: np.ndarray,
+    importance: Sequence[np.ndarray],
+    layers: Sequence[int],
+) -> list[np.ndarray]:
+    """Value of every choice: ``kept_importance``, and less so ``closeness`` to ``widths``.
+
+    For a network that is cut at once. What its fine-tuning ends with follows the importance that
+    stays more closely than any width that was learned (docs/decisions.md).
+    """
+    near = closeness(choices, widths)
+    kept = kept_importance(choices, importance, layers)
+    return [n + KEPT_WEIGHT * k for n, k in zip(near, kept, strict=True)]
 
 
 def round_widths(

@@ -51,7 +51,7 @@ from dsa_hw.importance import (
 )
 from dsa_hw.inventory import fixed_branches_warning, take_inventory
 from dsa_hw.masks import ChannelMasks, hard_masks
-from dsa_hw.rounding import closeness
+from dsa_hw.rounding import closeness, near_and_important
 from dsa_hw.surgery import Keep, keep_most_important, remove_channels
 
 RETARGETING_STEPS = 20
@@ -87,6 +87,8 @@ class SearchSettings:
         travel: sum of the moves' steps if they did not fall, at least: where there are few moves
             they are longer, or the keep ratios would end near each other whatever the gradient.
         constraint: how the budgets are held while the keep ratios move.
+        mask_trained: whether the weights of a trained network are trained under the masks. If not,
+            masks are on the validation passes alone, and the network is cut when the search ends.
         stochastic: sample masks (the paper); otherwise channels are scaled by their probability.
         log_every: steps between two events of the history (each waits for the device once).
     """
@@ -101,6 +103,7 @@ class SearchSettings:
     keep_ratio_lr: float = 0.04
     travel: float = 5.0
     constraint: ConstraintMethod = "projection"
+    mask_trained: bool = False
     stochastic: bool = False
     log_every: int = 10
 
@@ -209,8 +212,7 @@ class DSAPruner:
         self._recent = torch.zeros(2, device=device)  # sum and number of validation losses
         self._last_loss = torch.zeros((), device=device)
         self._refused = torch.zeros((), device=device)  # gradients that were not finite
-        if self._taylor is not None:
-            self._masks.set(torch.ones(self._taylor.present.shape, device=device))
+        self._open_masks()
 
     def _bind(self, budgets: BudgetRequest | Sequence[BudgetRequest]) -> None:
         """The budgets over this network, their targets, and the widths they allow."""
@@ -259,9 +261,28 @@ class DSAPruner:
         began = self._search_from == self._steps
         if self._search_from is not None and (turn or began or self.settings.stochastic):
             with torch.no_grad():
-                self._masks.set(*self._draw())
+                self._mask_training()
         if self._steps % self.settings.log_every == 0:
             self._log()
+
+    def _mask_training(self) -> None:
+        """The masks under which the weights are trained until the next move."""
+        if self._masks_train:
+            self._masks.set(*self._draw())
+        else:
+            self._open_masks()
+
+    @property
+    def _masks_train(self) -> bool:
+        """Whether weights are trained under the masks."""
+        return self.settings.mask_trained or not self._trained
+
+    def _open_masks(self) -> None:
+        """Nothing is masked; where scores are gradients by the masks, those are collected."""
+        open_ = None
+        if self._taylor is not None:
+            open_ = torch.ones(self._taylor.present.shape, device=self._dense.device)
+        self._masks.set(open_)
 
     @property
     def cadence(self) -> int:
@@ -487,8 +508,23 @@ class DSAPruner:
             InfeasibleBudget: no allowed widths meet the budgets.
         """
         budgets = [budget.to("cpu") for budget in self.budgets]
-        values = closeness(self.choices, self.learned_widths())
+        values = self.rounding_values(self.choices, self.learned_widths())
         return self.finish_at(allocate(self.choices, values, budgets, measure))
+
+    def rounding_values(self, choices: WidthChoices, widths: np.ndarray) -> list[np.ndarray]:
+        """Per group, one number a choice: what rounding maximises near ``widths`` (groups,).
+
+        Weights that were trained under the masks are used to these widths. Whole ones are not.
+        """
+        if self._masks_train:
+            return closeness(choices, widths)
+        layers = [len(group.layers) for group in self.coupling.groups]
+        return near_and_important(choices, widths, self._atom_scores(), layers)
+
+    def _atom_scores(self) -> list[np.ndarray]:
+        """(atoms,) importance of every group."""
+        scores = self._importance().cpu().numpy()
+        return [scores[i, : g.atoms] for i, g in enumerate(self.coupling.groups)]
 
     def learned_widths(self) -> np.ndarray:
         """(groups,) keep ratios times dense widths, not rounded."""
@@ -501,9 +537,7 @@ class DSAPruner:
         if not self.searching:
             self._warn("the search never began: too few steps; keep ratios are all 1")
         self._warn_of_the_end(ratios)
-        scores = self._importance().cpu().numpy()
-        atoms = [scores[i, : g.atoms] for i, g in enumerate(self.coupling.groups)]
-        keep = keep_most_important(self.coupling, allocation.widths, atoms)
+        keep = keep_most_important(self.coupling, allocation.widths, self._atom_scores())
         if self._masks.removed:  # finished before, for another target
             self._masks = self._masked()
         masked = self._outputs_with(keep)

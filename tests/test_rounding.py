@@ -17,7 +17,13 @@ from dsa_hw.choices import WidthChoices, merged_choices
 from dsa_hw.closed_loop import AIM, CONFIRMATIONS, ROUNDS, TargetLoop, Timed, allocate
 from dsa_hw.errors import InfeasibleBudget
 from dsa_hw.integer_program import decompose
-from dsa_hw.rounding import Constraint, closeness, kept_importance, round_widths
+from dsa_hw.rounding import (
+    Constraint,
+    closeness,
+    kept_importance,
+    near_and_important,
+    round_widths,
+)
 
 
 def chain_cost(widths: np.ndarray) -> np.ndarray:
@@ -144,6 +150,24 @@ def test_rescaling_costs_and_target_changes_nothing() -> None:
         CHOICES, values, [Constraint("c", "u", lambda w: 1e-3 * chain_cost(w), 5.0)]
     )
     assert plain.widths.tolist() == scaled.widths.tolist()
+
+
+def test_coarse_steps_do_not_take_important_channels_away() -> None:
+    """Of two groups near 23 of 32 channels one has to go to 16, and the other to 32: nearness alone
+    takes the one that is a little further away, whatever is in its upper half."""
+    choices = choices_of((16, 32), (16, 32))
+    learned = np.array([23.5, 22.5])
+    limit = Constraint("sum", "ch", lambda w: w.sum(-1).astype(float), 48.0)
+    concentrated = np.append(np.ones(16), np.full(16, 1e-3))
+    spread = np.ones(32)
+
+    def widths(values: list[np.ndarray]) -> list[int]:
+        return round_widths(choices, values, [limit]).widths.tolist()
+
+    assert widths(closeness(choices, learned)) == [32, 16]
+    importance = [concentrated, spread]
+    assert widths(near_and_important(choices, learned, importance, [1, 1])) == [16, 32]
+    assert widths(near_and_important(choices, learned, [spread, spread], [1, 1])) == [32, 16]
 
 
 def test_importance_prefers_the_group_that_has_more_to_lose() -> None:

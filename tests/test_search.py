@@ -200,6 +200,27 @@ def test_a_new_target_from_a_finished_search() -> None:
     )
 
 
+@pytest.mark.parametrize("importance", ["taylor", "filter_l1"])
+def test_trained_weights_stay_whole_while_keep_ratios_move(importance: Any) -> None:
+    """Masks are on validation passes alone: the training batch after a move sees none."""
+    _, pruner = search(dsa_hw.FlopsBudget(0.5), steps=60, trained=True, importance=importance)
+    assert pruner.searching
+    assert float(pruner.keep_ratios.detach().min()) < 0.8
+    flat = pruner._masks.store.flat
+    assert flat is None if importance == "filter_l1" else bool((flat == 1).all())
+    found = pruner.finish_with_report()
+    assert found.masked_vs_pruned_max_abs <= 1e-4
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_weights_under_masks_are_the_default_from_random_weights(trained: bool) -> None:
+    settings = SearchSettings(mask_trained=True)
+    _, pruner = search(dsa_hw.FlopsBudget(0.5), steps=60, trained=trained, settings=settings)
+    assert float(pruner._masks.store.flat.min()) < 0.5
+    _, pruner = search(dsa_hw.FlopsBudget(0.5), steps=60, trained=False)
+    assert float(pruner._masks.store.flat.min()) < 0.5
+
+
 def test_sampled_masks_are_an_option(graph: DeployedGraph) -> None:
     settings = SearchSettings(stochastic=True)
     _, pruner = search(dsa_hw.FlopsBudget(0.5), settings=settings, steps=60)

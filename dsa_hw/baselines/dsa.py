@@ -9,6 +9,8 @@ sees FLOPs only; it does choose widths on the device's steps, as an informed use
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -21,7 +23,9 @@ from dsa_hw.closed_loop import allocate
 from dsa_hw.config import PruneConfig
 from dsa_hw.deployed import DeployedGraph
 from dsa_hw.errors import InfeasibleBudget
-from dsa_hw.rounding import closeness
+
+Values = Callable[[WidthChoices, np.ndarray], list[np.ndarray]]
+"""Choices and the widths to be near -> per group, one number a choice."""
 
 LEVELS = 192
 """FLOPs levels between the least and the dense network, even in their logarithm."""
@@ -42,7 +46,7 @@ class DsaFlops:
         """Search at the uniform network's FLOPs, then follow the FLOPs down to the target."""
         pruner = bench.search([self._budget(bench)])
         learned = pruner.learned_widths()
-        path = _FlopsPath(bench.graph, bench.choices, learned)
+        path = _FlopsPath(bench.graph, bench.choices, learned, pruner.rounding_values)
         allocation = reach_target(
             lambda limit_ms: path.within(bench, limit_ms), bench.budget, bench.measure
         )
@@ -69,8 +73,11 @@ def flops_ratio_at(bench: Workbench) -> float:
 class _FlopsPath:
     """Allocations near the learned widths at one FLOPs level after the other."""
 
-    def __init__(self, graph: DeployedGraph, choices: WidthChoices, learned: np.ndarray) -> None:
+    def __init__(
+        self, graph: DeployedGraph, choices: WidthChoices, learned: np.ndarray, values: Values
+    ) -> None:
         self._graph, self._choices, self._learned = graph, choices, learned
+        self._values = values
         flops = flops_budget(graph, 1.0)
         least, most = (count(flops, w.tolist()) for w in (choices.least, choices.dense))
         self._levels = np.geomspace(least * 1.001, most, LEVELS)
@@ -102,8 +109,8 @@ class _FlopsPath:
     def _at(self, level: int) -> np.ndarray:
         if level not in self._found:
             budget = flops_budget(self._graph, float(self._levels[level]))
-            near = closeness(self._choices, self._scaled(budget))
-            self._found[level] = allocate(self._choices, near, [budget]).widths
+            values = self._values(self._choices, self._scaled(budget))
+            self._found[level] = allocate(self._choices, values, [budget]).widths
         return self._found[level]
 
     def _scaled(self, budget: CountedBudget) -> np.ndarray:
