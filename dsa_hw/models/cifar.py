@@ -230,6 +230,14 @@ def glyphs_resnet8(num_classes: int = 36) -> CifarResNet:
     return CifarResNet((1, 1, 1), (32, 64, 96), num_classes)
 
 
+def glyphs_resnet10(num_classes: int = 36) -> CifarResNet:
+    """ResNet-10: ResNet-18's form at half of its widths, one block a stage, 1.2 M parameters.
+
+    Widths double as the resolution halves, from 32 to 256 channels: two to sixteen steps of 16.
+    """
+    return CifarResNet((1, 1, 1, 1), (32, 64, 128, 256), num_classes)
+
+
 def glyphs_mobilenet(num_classes: int = 36) -> CifarMobileNetV2:
     """MobileNetV2 in small: six inverted residual blocks, 128 to 384 channels inside.
 

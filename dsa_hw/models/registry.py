@@ -30,6 +30,7 @@ OWN_MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
             cifar.glyphs_resnet_wide,
             cifar.glyphs_resnet_stepped,
             cifar.glyphs_resnet8,
+            cifar.glyphs_resnet10,
             cifar.glyphs_mobilenet,
             cifar.glyphs_mobilenet5,
         )
