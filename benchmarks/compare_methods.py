@@ -34,7 +34,7 @@ from dsa_hw.pipeline import configured_backend
 
 NAME = "compare_methods"
 CONFIGS = {
-    "glyphs_resnet8": "configs/compare_glyphs_resnet.yaml",
+    "glyphs_resnet10": "configs/compare_glyphs_resnet.yaml",
     "glyphs_mobilenet5": "configs/compare_glyphs_mobilenet.yaml",
 }
 QUICK = {

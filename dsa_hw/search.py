@@ -10,6 +10,9 @@ the budget is held by a Lagrangian. Where this differs from the paper, and why:
   and the keep ratios are projected onto it after each move. The paper's splitting (ADMM) and an
   augmented Lagrangian are ``SearchSettings.constraint``; see ``constraints``.
 - beta2 rises exponentially, in units of the spread of log importance.
+- Weights that were trained before are trained whole: masks are on the validation passes alone,
+  and rounding looks at the importance that stays more than at the learned widths. From random
+  weights they are trained under the masks, as in the paper.
 - Masks are the keep probabilities themselves rather than Bernoulli samples of them, unless
   ``SearchSettings.stochastic``: the same limit with less noise on the way.
 - Keep ratios can reach zero where a residual branch may be removed. Below the narrowest width the
