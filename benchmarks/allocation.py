@@ -4,7 +4,8 @@ DSA from scratch and from a trained network, against uniform widths from scratch
 pruning, several seeds, FLOPs budgets of 50% and 25%. Methods are compared with those of as many
 epochs in all: from scratch the schedule's; from a trained network twice as many, since its training
 counts, and uniform widths have a schedule twice as long beside them. Ablations of DSA from scratch:
-the validation split, the masks and when they begin, the way of holding the budget, the importance.
+the validation split, the masks, when the search begins, the way of holding the budget, the
+importance.
 
 Every network is a run with a folder of its own; stopped and called again, the benchmark goes on,
 and a finished run is not done twice. Seed by seed, so that what there is compares everything.
@@ -44,16 +45,19 @@ METHODS: dict[str, Method] = {
 }
 ABLATIONS: dict[str, Method] = {
     "no_validation_split": functools.partial(methods.dsa, training_data=True),
+    "masked_training": functools.partial(
+        methods.dsa, settings=SearchSettings(mask_training=True), importance="filter_l1"
+    ),
     "sampled_masks": functools.partial(methods.dsa, settings=SearchSettings(stochastic=True)),
     "admm": functools.partial(methods.dsa, settings=SearchSettings(constraint="admm")),
     "augmented_lagrangian": functools.partial(
         methods.dsa, settings=SearchSettings(constraint="augmented_lagrangian")
     ),
-    "early_masks": functools.partial(
+    "early_search": functools.partial(
         methods.dsa, settings=SearchSettings(warmup=(0.15, 0.7), budget_ramp=0.6)
     ),
     "bn_scale": functools.partial(methods.dsa, importance="bn_scale"),
-    "taylor": functools.partial(methods.dsa, importance="taylor"),
+    "filter_l1": functools.partial(methods.dsa, importance="filter_l1"),
 }
 
 

@@ -75,7 +75,7 @@ class TrainingConfig(ModelConfig):
     weights: str | None = _option(None, "start from these weights (safetensors)")
     exclude: tuple[str, ...] = _option((), "patterns of layer names that keep all channels")
     importance: Literal["auto", "bn_scale", "filter_l1", "taylor"] = _option(
-        "auto", "base importance; auto: taylor from trained weights, else filter_l1"
+        "auto", "base importance; auto: taylor, without training filter_l1"
     )
     combination: Literal["mean", "max", "sum"] = _option(
         "mean",

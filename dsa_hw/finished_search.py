@@ -66,7 +66,7 @@ def load_finished_search(config: PruneConfig) -> FinishedSearch | None:
     dense = folder.load_checkpoint("dense")
     return FinishedSearch(
         state["model"], state["extra"], dense["model"] if dense else None,
-        chosen_importance(source.importance, source.starts_trained), source.starts_trained,
+        chosen_importance(source.importance), source.starts_trained,
     )  # fmt: skip
 
 

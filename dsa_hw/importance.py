@@ -35,15 +35,15 @@ class Scores(Protocol):
         ...
 
 
-def chosen_importance(choice: ImportanceChoice, trained: bool) -> Importance:
-    """What ``auto`` stands for: ``taylor`` where a search begins with trained weights.
+def chosen_importance(choice: ImportanceChoice, trains: bool = True) -> Importance:
+    """What ``auto`` stands for: ``taylor`` where training gives gradients, else ``filter_l1``.
 
     What a channel's removal does to the loss says more than its size about a network that is used
-    to all its channels; from random weights the two end alike, and sizes cost nothing.
+    to all its channels.
     """
     if choice != "auto":
         return choice
-    return "taylor" if trained else "filter_l1"
+    return "taylor" if trains else "filter_l1"
 
 
 class MemberCombination:

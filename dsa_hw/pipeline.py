@@ -530,7 +530,7 @@ class Run:
         bound = [request.bind(graph) for request in self._requests()]
         choices = merged_choices([c for _, c in bound])
         config = self.config
-        importance = chosen_importance(config.importance, trained=False)  # no gradients here
+        importance = chosen_importance(config.importance, trains=False)  # no gradients here
         scorer = AtomImportance(model, graph.coupling, importance, config.combination)
         scores = scorer().cpu().numpy()
         groups = graph.coupling.groups

@@ -4,15 +4,15 @@ Ning et al., ECCV 2020, arXiv:2004.02164: weights are trained on the training da
 masks, keep ratios on validation data through the differentiable pruning process (``dpp``), and
 the budget is held by a Lagrangian. Where this differs from the paper, and why:
 
-- From random weights, masks wait for two fifths of the search, and until the loss has started to
-  fall: they would only be noise, and a network learns faster while it is whole.
+- From random weights, keep ratios wait for two fifths of the search, and until the loss has
+  started to fall: they would only learn from noise.
 - The budget's target is lowered linearly, from the network's own cost to the target near the end,
   and the keep ratios are projected onto it after each move. The paper's splitting (ADMM) and an
   augmented Lagrangian are ``SearchSettings.constraint``; see ``constraints``.
 - beta2 rises exponentially, in units of the spread of log importance.
-- Weights that were trained before are trained whole: masks are on the validation passes alone,
-  and rounding looks at the importance that stays more than at the learned widths. From random
-  weights they are trained under the masks, as in the paper.
+- Weights are trained whole: masks are on the validation passes alone, and rounding looks at the
+  importance that stays more than at the learned widths. ``SearchSettings.mask_training`` trains
+  them under the masks and rounds to the nearest widths, as in the paper.
 - Masks are the keep probabilities themselves rather than Bernoulli samples of them, unless
   ``SearchSettings.stochastic``: the same limit with less noise on the way.
 - Keep ratios can reach zero where a residual branch may be removed. Below the narrowest width the
@@ -90,8 +90,8 @@ class SearchSettings:
         travel: sum of the moves' steps if they did not fall, at least: where there are few moves
             they are longer, or the keep ratios would end near each other whatever the gradient.
         constraint: how the budgets are held while the keep ratios move.
-        mask_trained: whether the weights of a trained network are trained under the masks. If not,
-            masks are on the validation passes alone, and the network is cut when the search ends.
+        mask_training: whether the weights are trained under the masks (the paper). If not, masks
+            are on the validation passes alone, and the network is cut when the search ends.
         stochastic: sample masks (the paper); otherwise channels are scaled by their probability.
         log_every: steps between two events of the history (each waits for the device once).
     """
@@ -106,7 +106,7 @@ class SearchSettings:
     keep_ratio_lr: float = 0.04
     travel: float = 5.0
     constraint: ConstraintMethod = "projection"
-    mask_trained: bool = False
+    mask_training: bool = False
     stochastic: bool = False
     log_every: int = 10
 
@@ -153,8 +153,7 @@ class DSAPruner:
         budgets: one or several; all of them are met.
         total_steps: calls of ``step`` that the search will have.
         trained: the model's weights are: its loss may rise at first, since the learning rate does.
-        importance: base importance of the pruning process; ``auto`` is ``taylor`` if ``trained``,
-            else ``filter_l1``.
+        importance: base importance of the pruning process; ``auto`` is ``taylor``.
         combination: of the importances of layers that share channels; ``taylor`` has its own.
         exclude: patterns of module names whose channels all stay.
         remove_branches: whole residual branches may go, where their shortcut is the identity.
@@ -199,7 +198,7 @@ class DSAPruner:
         self._least = torch.zeros_like(self._dense)
         self.keep_ratios = torch.ones(len(groups), device=device, requires_grad=True)
         self._bind(budgets)
-        kind = chosen_importance(importance, trained)
+        kind = chosen_importance(importance)
         self._taylor = TaylorScores(self.coupling, device) if kind == "taylor" else None
         self._importance: Scores = self._taylor or AtomImportance(
             model, self.coupling, kind, combination
@@ -270,15 +269,10 @@ class DSAPruner:
 
     def _mask_training(self) -> None:
         """The masks under which the weights are trained until the next move."""
-        if self._masks_train:
+        if self.settings.mask_training:
             self._masks.set(*self._draw())
         else:
             self._open_masks()
-
-    @property
-    def _masks_train(self) -> bool:
-        """Whether weights are trained under the masks."""
-        return self.settings.mask_trained or not self._trained
 
     def _open_masks(self) -> None:
         """Nothing is masked; where scores are gradients by the masks, those are collected."""
@@ -519,7 +513,7 @@ class DSAPruner:
 
         Weights that were trained under the masks are used to these widths. Whole ones are not.
         """
-        if self._masks_train:
+        if self.settings.mask_training:
             return closeness(choices, widths)
         layers = [len(group.layers) for group in self.coupling.groups]
         return near_and_important(choices, widths, self._atom_scores(), layers)

@@ -106,9 +106,9 @@ def test_taylor_of_coupled_layers_is_the_effect_of_closing_them_together() -> No
 
 
 def test_auto_is_taylor_from_trained_weights() -> None:
-    assert chosen_importance("auto", trained=True) == "taylor"
-    assert chosen_importance("auto", trained=False) == "filter_l1"
-    assert chosen_importance("bn_scale", trained=True) == "bn_scale"
+    assert chosen_importance("auto") == "taylor"
+    assert chosen_importance("auto", trains=False) == "filter_l1"
+    assert chosen_importance("bn_scale") == "bn_scale"
 
 
 def test_taylor_averages_over_batches_and_resumes() -> None:

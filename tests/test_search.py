@@ -18,6 +18,7 @@ from dsa_hw.constraints import ConstraintMethod
 from dsa_hw.coupling import find_coupling
 from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.profiling import profile_network
+from dsa_hw.rounding import closeness
 from dsa_hw.search import DSAPruner, SearchSettings, outputs_of
 from profilers.collect import nominal_reference_ms
 from profilers.table import LatencyTable
@@ -201,9 +202,10 @@ def test_a_new_target_from_a_finished_search() -> None:
 
 
 @pytest.mark.parametrize("importance", ["taylor", "filter_l1"])
-def test_trained_weights_stay_whole_while_keep_ratios_move(importance: Any) -> None:
+@pytest.mark.parametrize("trained", [True, False])
+def test_weights_stay_whole_while_keep_ratios_move(importance: Any, trained: bool) -> None:
     """Masks are on validation passes alone: the training batch after a move sees none."""
-    _, pruner = search(dsa_hw.FlopsBudget(0.5), steps=60, trained=True, importance=importance)
+    _, pruner = search(dsa_hw.FlopsBudget(0.5), steps=60, trained=trained, importance=importance)
     assert pruner.searching
     assert float(pruner.keep_ratios.detach().min()) < 0.8
     flat = pruner._masks.store.flat
@@ -213,12 +215,16 @@ def test_trained_weights_stay_whole_while_keep_ratios_move(importance: Any) -> N
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_weights_under_masks_are_the_default_from_random_weights(trained: bool) -> None:
-    for settings in (SearchSettings(mask_trained=True), SearchSettings(mask_trained=trained)):
-        _, pruner = search(dsa_hw.FlopsBudget(0.5), steps=60, trained=trained, settings=settings)
-        flat = pruner._masks.store.flat
-        assert flat is not None
-        assert float(flat.min()) < 0.5
+def test_weights_under_masks_are_an_option(trained: bool) -> None:
+    settings = SearchSettings(mask_training=True)
+    _, pruner = search(dsa_hw.FlopsBudget(0.5), steps=60, trained=trained, settings=settings)
+    flat = pruner._masks.store.flat
+    assert flat is not None
+    assert float(flat.min()) < 0.5
+    learned = pruner.learned_widths()
+    near = closeness(pruner.choices, learned)
+    for mine, nearest in zip(pruner.rounding_values(pruner.choices, learned), near, strict=True):
+        assert mine.tolist() == nearest.tolist()
 
 
 def test_sampled_masks_are_an_option(graph: DeployedGraph) -> None:
