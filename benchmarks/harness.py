@@ -99,10 +99,10 @@ def machine() -> dict[str, Any]:
 
 
 def finish(
-    name: str, options: Options, figures: dict[str, Any], origin: dict[str, Any], table: Table
+    name: str, options: Options, figures: dict[str, Any], origin: dict[str, Any], *tables: Table
 ) -> None:
-    """Print the table and the closing line; write the same as JSON."""
-    Console().print(table)
+    """Print the tables and the closing line; write the same as JSON."""
+    Console().print(*tables)
     content = {"benchmark": name, "figures": figures, "provenance": origin}
     write(options.out / f"{name}{'_quick' if options.quick else ''}.json", content)
     print(json.dumps(content))
