@@ -67,10 +67,11 @@ def main(argv: list[str] | None = None) -> int:
     networks = {model: together(seeds) for model, seeds in by_model.items()}
     figures = {
         "ahead_by_more_than_its_standard_error": {m: _ahead(n) for m, n in networks.items()},
+        "ahead_at_the_others_latency": {m: _ahead_level(n) for m, n in networks.items()},
         "networks": networks,
     }
     origin = {m: [seed["provenance"] for seed in seeds] for m, seeds in by_model.items()}
-    harness.finish(NAME, options, figures, origin, _table(networks))
+    harness.finish(NAME, options, figures, origin, _table(networks), _gains_table(networks))
     return 0
 
 
@@ -153,6 +154,20 @@ def _ahead(result: dict[str, Any]) -> int:
     return count
 
 
+def _ahead_level(result: dict[str, Any]) -> int:
+    """The same of the gains at the other's latency, which count whoever is slower."""
+    count = 0
+    for target in result["targets"]:
+        gains = [g for g in result["gains"] if g["target"] == target]
+        pairs = [
+            (g["points_at_its_latency"], g["points_at_its_latency_standard_error"]) for g in gains
+        ]
+        count += bool(pairs) and all(
+            points is not None and error is not None and points > error for points, error in pairs
+        )
+    return count
+
+
 def _table(results: dict[str, dict[str, Any]]) -> Table:
     table = Table(title="accuracy at the same measured latency")
     table.add_column("network")
@@ -167,6 +182,28 @@ def _table(results: dict[str, dict[str, Any]]) -> Table:
             cells = [_accuracy(rows[t]) if t in rows else "" for t in targets]
             table.add_row(model, method["title"], *cells, style=style)
     return table
+
+
+def _gains_table(results: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title="points that DSA under latency is ahead at the other's latency")
+    table.add_column("network")
+    table.add_column("over")
+    targets = list(dict.fromkeys(t for r in results.values() for t in r["targets"]))
+    for target in targets:
+        table.add_column(target, justify="right")
+    for model, result in results.items():
+        for title in dict.fromkeys(g["title"] for g in result["gains"]):
+            gains = {g["target"]: g for g in result["gains"] if g["title"] == title}
+            cells = [_points(gains[t]) if t in gains else "" for t in targets]
+            table.add_row(model, title, *cells)
+    return table
+
+
+def _points(gain: dict[str, Any]) -> str:
+    points, error = gain["points_at_its_latency"], gain["points_at_its_latency_standard_error"]
+    if points is None:
+        return "one target only"
+    return f"{points:+.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
 def _accuracy(row: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsa_hw.comparison.separability import separability
-from dsa_hw.comparison.summary import over_seeds
+from dsa_hw.comparison.summary import accuracy_at, over_seeds
 
 
 def test_against_the_hand_computed_table() -> None:
@@ -76,3 +76,33 @@ def test_methods_that_miss_a_seed_are_left_out() -> None:
     assert spread["methods"] == ("uniform", "mdp")
     assert spread["target"] == "50%"
     assert spread["run_sd_points"] == pytest.approx(0.5)  # errors of 0.25 points, 4 of them
+
+
+def test_accuracy_at_a_latency_is_on_the_line_through_the_neighbours() -> None:
+    front = {0.25: 0.5, 0.5: 0.6, 1.0: 0.8}
+    assert [accuracy_at(r, front) for r in front] == pytest.approx([0.5, 0.6, 0.8])
+    middle = 0.5**0.5  # between 0.5 and 1 in the logarithm
+    assert accuracy_at(middle, front) == pytest.approx(0.7)
+    assert accuracy_at(0.125, front) == pytest.approx(0.4)  # the line goes on
+    assert accuracy_at(2.0, front) == pytest.approx(1.0)
+
+
+def test_a_gain_at_the_others_latency_leaves_out_what_slower_networks_gain() -> None:
+    """DSA halves the latency for 10 points; the other is 2 points behind at half of DSA's."""
+
+    def cell(method: str, target: str, ratio: float, accuracy: float) -> dict:
+        return {
+            "method": method, "target": target, "seed": 0, "infeasible": None, "params": 1,
+            "accuracy": accuracy, "ratio": ratio, "measured_ms": ratio, "flops": 1.0, "minutes": 1,
+            "target_ms": 1.0, "met": True,
+        }  # fmt: skip
+
+    cells = [
+        cell("dsa-latency", "60%", 0.6, 0.8), cell("dsa-latency", "30%", 0.3, 0.7),
+        cell("halp", "60%", 0.3, 0.68), cell("halp", "30%", 0.3, 0.69),
+    ]  # fmt: skip
+    found = over_seeds(["dsa-latency", "halp"], ["60%", "30%"], cells)["gains"]
+    assert [g["points"] for g in found] == pytest.approx([12.0, 1.0])
+    assert [g["points_at_its_latency"] for g in found] == pytest.approx([2.0, 1.0])
+    alone = over_seeds(["dsa-latency", "halp"], ["60%"], [c for c in cells if c["target"] == "60%"])
+    assert alone["gains"][0]["points_at_its_latency"] is None

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,11 +187,18 @@ def _row(method: str, label: str, records: Sequence[Record]) -> Record:
 def _gains(names: Sequence[str], label: str, records: Sequence[Record]) -> list[Record]:
     """How far DSA under latency is ahead of each other method, seed by seed, in points; and how
     much slower its networks are, in per cent, which should be nothing: a gain may come from there.
+    A second gain is therefore that at the other network's latency, read off the line through the
+    seed's own networks of all targets.
     """
     by_seed: dict[str, dict[int, Record]] = {}
+    fronts: dict[int, dict[float, float]] = {}
     for r in records:
-        if r["target"] == label and r["accuracy"] is not None:
+        if r["accuracy"] is None:
+            continue
+        if r["target"] == label:
             by_seed.setdefault(r["method"], {})[r["seed"]] = r
+        if r["method"] == LATENCY_DSA:
+            fronts.setdefault(r["seed"], {})[r["ratio"]] = r["accuracy"]
     ours = by_seed.get(LATENCY_DSA, {})
     gains = []
     for name in names:
@@ -201,12 +208,33 @@ def _gains(names: Sequence[str], label: str, records: Sequence[Record]) -> list[
             continue
         points = [100 * (ours[s]["accuracy"] - theirs[s]["accuracy"]) for s in shared]
         slower = [100 * (ours[s]["ratio"] / theirs[s]["ratio"] - 1) for s in shared]
+        level = [
+            100 * (accuracy_at(theirs[s]["ratio"], fronts[s]) - theirs[s]["accuracy"])
+            for s in shared
+            if len(fronts[s]) > 1
+        ]
         gains.append(
             {"target": label, "over": name, "title": method_title(name), "seeds": len(shared)}
             | mean_and_error("points", points)
             | mean_and_error("slower_pct", slower)
+            | mean_and_error("points_at_its_latency", level)
         )
     return gains
+
+
+def accuracy_at(ratio: float, front: Mapping[float, float]) -> float:
+    """Accuracy at a latency on the line through ``front``, straight in the logarithm of latency.
+
+    Args:
+        ratio: latency over that of the dense network; beyond the ends, the outermost two networks'
+            line goes on.
+        front: accuracy by ratio, of two networks or more.
+    """
+    ratios, accuracies = np.array(sorted(front.items())).T
+    logs = np.log(ratios)
+    right = int(np.clip(np.searchsorted(logs, np.log(ratio)), 1, len(logs) - 1))
+    part = (np.log(ratio) - logs[right - 1]) / (logs[right] - logs[right - 1])
+    return float((1 - part) * accuracies[right - 1] + part * accuracies[right])
 
 
 def _spread(names: Sequence[str], label: str, records: Sequence[Record]) -> Record | None:
