@@ -9,7 +9,8 @@ near the widths are to uniform ones.
 And what is a latency budget worth? At one measured latency, the widths of the highest logarithm of
 kept shares are looked for twice: under that latency, and under FLOPs, with as many FLOPs as fit it.
 The first have more; accuracy's regression on it says how many points that is. Uniform widths beside
-them.
+them. What the two budgets ask for differs as far as a group's share of the milliseconds does from
+its share of the FLOPs, which is said too.
 
 Every network is a run with a folder of its own; stopped and called again, the benchmark goes on.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ SPREAD = 0.45
 """Standard deviation of the groups' log keep ratios."""
 DENSE_EPOCHS = 12
 VALUES = ("log_kept_shares", "kept_importance", "near_uniform")
+SHARES_AT = 0.6
 LATENCY_RATIOS = (0.7, 0.5, 0.3)
 FLOPS_LEVELS = 192
 """Between the least and the dense network, even in their logarithm."""
@@ -65,7 +68,10 @@ def main(argv: list[str] | None = None) -> None:
         bench = Bench(config, root, root)
         found, atoms = _of_network(bench, 5 if options.quick else ALLOCATIONS)
         profiled = _profiled(bench, 12 if options.quick else 48)
-        figures[model] = found | {"worth": budget_worth(bench, profiled, atoms, found["slope"])}
+        figures[model] = found | {
+            "latency_share_over_flops_share": share_ratios(bench, profiled),
+            "worth": budget_worth(bench, profiled, atoms, found["slope"]),
+        }
     origin = harness.provenance(harness.machine()) | {
         "config": dataclasses.asdict(_config(options.models[0], options.quick))
     }
@@ -181,6 +187,24 @@ def _profiled(bench: Bench, networks: int) -> ProfiledNetwork:
     return profile_network(bench.dense.graph, backend, table, networks=networks)
 
 
+def share_ratios(bench: Bench, profiled: ProfiledNetwork) -> list[float]:
+    """Of every group with a choice, at ``SHARES_AT`` of the dense widths.
+
+    A group's share is what a hundredth of its width saves, as a part of what that of all saves.
+    """
+    choices = profiled.latency.choices
+    widths = torch.as_tensor(np.maximum(choices.least, SHARES_AT * choices.dense)).float()
+
+    def shares(cost: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
+        at = widths.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(cost(at).sum(), at)
+        own = (slope * widths).numpy()[choices.least != choices.dense]
+        return own / own.sum()
+
+    flops = flops_budget(bench.dense.graph, 1.0)
+    return (shares(profiled.latency.model.predict_ms) / shares(flops.cost)).tolist()
+
+
 def budget_worth(
     bench: Bench, profiled: ProfiledNetwork, atoms: list[np.ndarray], slope: float
 ) -> list[dict[str, Any]]:
@@ -254,13 +278,15 @@ def _table(figures: dict[str, Any]) -> Table:
 
 def _worth_table(figures: dict[str, Any]) -> Table:
     table = Table(title="accuracy that the kept importance says is lost, in points")
-    for column in ("network", "latency", "under FLOPs", "uniform widths"):
+    for column in ("network", "latency share / FLOPs share", "latency", "FLOPs", "uniform"):
         table.add_column(column, justify="right")
     for model, found in figures.items():
+        ratios = found["latency_share_over_flops_share"]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
         for row in found["worth"]:
             points = row["points_behind_latency"]
             told = (f"{points[name]:.2f}" for name in ("flops", "uniform"))
-            table.add_row(model, f"{row['latency_ratio']:.0%}", *told)
+            table.add_row(model, spread, f"{row['latency_ratio']:.0%}", *told)
     return table
 
 

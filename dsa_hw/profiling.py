@@ -30,9 +30,10 @@ NETWORK_SHARE = 2
 isolated layers miss must not be mixed up with how fast the machine was at another time. More
 networks say more than more rounds of fewer."""
 UNCERTAIN_ROUNDS = 3
-"""Rounds, over those of any layer, of one whose interval matters for the network."""
+"""Rounds, over those of any other, of a layer whose interval matters for the network, and of a
+network whose interval is wider than what is good."""
 GOOD_PCT = 1.5
-"""Held-out error at which the knots are dense enough."""
+"""Held-out error at which the knots are dense enough, and networks' intervals narrow enough."""
 REFINEMENTS = 2
 
 
@@ -71,8 +72,9 @@ def profile_network(
 ) -> ProfiledNetwork:
     """Measure steps, layers and whole networks where the table lacks them, and calibrate.
 
-    While the held-out error is not good, layers whose intervals matter get more rounds, once, and
-    more knots are put where surfaces bend, in at most ``REFINEMENTS`` turns.
+    While the held-out error is not good, layers whose intervals matter and networks with wide ones
+    get more rounds, once, and more knots are put where surfaces bend, in at most ``REFINEMENTS``
+    turns.
 
     Args:
         networks: whole networks of random widths for calibration, the dense one included.
@@ -113,8 +115,12 @@ def profile_network(
     need("networks", on_steps, LEAST_NETWORKS)
     latency = latency_model(graph, table)
     if latency.calibration.heldout_mape_pct > GOOD_PCT:
-        uncertain = Refinement(latency.model).uncertain()
-        more = measure("uncertain layers", uncertain, UNCERTAIN_ROUNDS * rounds)
+        uncertain = Refinement(latency.model).uncertain() + [
+            r
+            for r in whole
+            if r.key in table and table.measurement(r.key).half_width_pct > GOOD_PCT
+        ]
+        more = measure("uncertain layers and networks", uncertain, UNCERTAIN_ROUNDS * rounds)
         parts.append(dataclasses.replace(more, measured=0, reused=0))  # they were counted before
         latency = latency_model(graph, table)
     for _ in range(REFINEMENTS):

@@ -303,3 +303,25 @@ def test_widths_between_steps_may_cost_more_inside_a_network(graph: DeployedGrap
     assert fitted == pytest.approx(extra - 1.0, rel=0.15)
     assert found.latency.calibration.heldout_mape_pct < 1.0  # on steps, as before
     assert len(found.latency.calibration.points) <= 24
+
+
+class Restless(FakeDevice):
+    """FAKE DEVICE (test): a round of a whole network is off by a tenth either way; layers' are
+    not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rng = np.random.default_rng(0)
+
+    @contextmanager
+    def open(self, model: bytes | Path) -> Iterator[Runner]:
+        with super().open(model) as runner:
+            yield FakeRunner(runner.elapsed_ms(1) * float(np.exp(self.rng.normal(0.0, 0.1))))
+
+
+def test_networks_with_wide_intervals_get_more_rounds(graph: DeployedGraph, profiled) -> None:
+    quiet, noisy = profiled[1], reference_table()
+    profile_network(graph, Restless(), noisy, networks=12, rounds=2)
+    networks = [key for key in noisy.networks() if graph.digest == key.network]
+    assert all(len(quiet.rounds[key]) == 4 for key in networks)
+    assert sum(len(noisy.rounds[key]) >= 12 for key in networks) > len(networks) / 2
