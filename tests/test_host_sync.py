@@ -315,7 +315,9 @@ def test_a_captured_training_step_sees_every_new_mask(
     """A CUDA graph of the step reads masks, and adds to their gradients, by address."""
     torch.manual_seed(0)
     model, criterion = Residual(), nn.CrossEntropyLoss()
-    settings = SearchSettings(warmup=(0.0, 0.0), validation_every=1, log_every=10**6)
+    settings = SearchSettings(
+        warmup=(0.0, 0.0), validation_every=1, log_every=10**6, mask_training=True
+    )
     pruner = DSAPruner(
         model, torch.zeros(1, 3, 16, 16), LatencyBudget(table, 0.045), total_steps=16,
         settings=settings, importance=importance, remove_branches=remove_branches,
