@@ -6,10 +6,10 @@ before: the logarithm of the kept shares of importance (``rounding.kept_importan
 maximises most), the kept importance itself (what the integer program after MDP maximises), and how
 near the widths are to uniform ones.
 
-And what is a latency budget worth? At one measured latency, the widths of the highest logarithm of
-kept shares are looked for twice: under that latency, and under FLOPs, with as many FLOPs as fit it.
-The first have more; accuracy's regression on it says how many points that is. Uniform widths beside
-them. What the two budgets ask for differs as far as a group's share of the milliseconds does from
+And what is a latency budget worth? At one latency by the calibrated model, the widths of the
+highest logarithm of kept shares are looked for twice: under that latency, and under FLOPs, with as
+many FLOPs as fit it. What the first keep more (rounding under latency is not exact, so that it may
+be a little less) is said in points of accuracy, by its regression. Uniform widths beside them. What the two budgets ask for differs as far as a group's share of the milliseconds does from
 its share of the FLOPs, which is said too.
 
 Every network is a run with a folder of its own; stopped and called again, the benchmark goes on.
@@ -53,6 +53,7 @@ SPREAD = 0.45
 DENSE_EPOCHS = 12
 VALUES = ("log_kept_shares", "kept_importance", "near_uniform")
 SHARES_AT = 0.6
+"""Of the dense widths: by FLOPs between the targets of 30 and 50%."""
 LATENCY_RATIOS = (0.7, 0.5, 0.3)
 FLOPS_LEVELS = 192
 """Between the least and the dense network, even in their logarithm."""

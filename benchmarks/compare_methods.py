@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from benchmarks import harness
 from dsa_hw.baselines import LATENCY_DSA
 from dsa_hw.cli import parse
 from dsa_hw.comparison import compare
+from dsa_hw.comparison.cell_run import method_title
 from dsa_hw.comparison.summary import mean_and_error, over_seeds
 from dsa_hw.config import CompareConfig
 from dsa_hw.console import Progress
@@ -169,41 +170,38 @@ def _ahead_level(result: dict[str, Any]) -> int:
 
 
 def _table(results: dict[str, dict[str, Any]]) -> Table:
-    table = Table(title="accuracy at the same measured latency")
-    table.add_column("network")
-    table.add_column("method")
-    targets = list(dict.fromkeys(t for r in results.values() for t in r["targets"]))
-    for target in targets:
-        table.add_column(target, justify="right")
-    for model, result in results.items():
-        for method in result["methods"]:
-            rows = {r["target"]: r for r in result["rows"] if r["method"] == method["name"]}
-            style = "bold" if method["name"] == LATENCY_DSA else None
-            cells = [_accuracy(rows[t]) if t in rows else "" for t in targets]
-            table.add_row(model, method["title"], *cells, style=style)
-    return table
+    return _by_target("accuracy at the same measured latency", results, "rows", _accuracy)
 
 
 def _gains_table(results: dict[str, dict[str, Any]]) -> Table:
-    table = Table(title="points that DSA under latency is ahead at the other's latency")
-    table.add_column("network")
-    table.add_column("over")
+    title = "points that DSA under latency is ahead at the other's latency"
+    return _by_target(title, results, "gains", _points)
+
+
+def _by_target(
+    title: str,
+    results: dict[str, dict[str, Any]],
+    kind: str,
+    said: Callable[[dict[str, Any]], str],
+) -> Table:
+    """A line a network and method, a column a target.
+
+    Args:
+        kind: ``rows`` or ``gains`` of a network's figures.
+        said: of one of them.
+    """
     targets = list(dict.fromkeys(t for r in results.values() for t in r["targets"]))
+    table = Table(title=title)
+    table.add_column("network")
+    table.add_column("method")
     for target in targets:
         table.add_column(target, justify="right")
     for model, result in results.items():
-        for title in dict.fromkeys(g["title"] for g in result["gains"]):
-            gains = {g["target"]: g for g in result["gains"] if g["title"] == title}
-            cells = [_points(gains[t]) if t in gains else "" for t in targets]
-            table.add_row(model, title, *cells)
+        for name in dict.fromkeys(item["title"] for item in result[kind]):
+            cells = {i["target"]: said(i) for i in result[kind] if i["title"] == name}
+            style = "bold" if name == method_title(LATENCY_DSA) else None
+            table.add_row(model, name, *(cells.get(t, "") for t in targets), style=style)
     return table
-
-
-def _points(gain: dict[str, Any]) -> str:
-    points, error = gain["points_at_its_latency"], gain["points_at_its_latency_standard_error"]
-    if points is None:
-        return "one target only"
-    return f"{points:+.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
 def _accuracy(row: dict[str, Any]) -> str:
@@ -212,6 +210,13 @@ def _accuracy(row: dict[str, Any]) -> str:
     error = row["accuracy_standard_error"]
     spread = "" if error is None else f" ± {100 * error:.2f}"
     return f"{100 * row['accuracy']:.2f}{spread} at {row['ratio']:.3f}"
+
+
+def _points(gain: dict[str, Any]) -> str:
+    points, error = gain["points_at_its_latency"], gain["points_at_its_latency_standard_error"]
+    if points is None:
+        return "one target only"
+    return f"{points:+.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
 if __name__ == "__main__":

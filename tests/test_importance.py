@@ -105,7 +105,7 @@ def test_taylor_of_coupled_layers_is_the_effect_of_closing_them_together() -> No
         assert float(scores[shared, atom]) == pytest.approx(slope, rel=1e-2)
 
 
-def test_auto_is_taylor_from_trained_weights() -> None:
+def test_auto_is_taylor_where_training_gives_gradients() -> None:
     assert chosen_importance("auto") == "taylor"
     assert chosen_importance("auto", trains=False) == "filter_l1"
     assert chosen_importance("bn_scale") == "bn_scale"
