@@ -9,8 +9,9 @@ near the widths are to uniform ones.
 And what is a latency budget worth? At one latency by the calibrated model, the widths of the
 highest logarithm of kept shares are looked for twice: under that latency, and under FLOPs, with as
 many FLOPs as fit it. What the first keep more (rounding under latency is not exact, so that it may
-be a little less) is said in points of accuracy, by its regression. Uniform widths beside them. What the two budgets ask for differs as far as a group's share of the milliseconds does from
-its share of the FLOPs, which is said too.
+be a little less) is said in points of accuracy, by its regression. Uniform widths beside them. What
+the two budgets ask for differs as far as a group's share of the milliseconds does from its share of
+the FLOPs, which is said too.
 
 Every network is a run with a folder of its own; stopped and called again, the benchmark goes on.
 """
