@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from dsa_hw.config import PruneConfig
 from dsa_hw.pipeline import configured_backend, configured_table
 from dsa_hw.profiling import ProfiledNetwork, profile_network
 from dsa_hw.rounding import closeness, kept_importance
+from dsa_hw.shares import group_shares
 from dsa_hw.surgery import keep_most_important, remove_channels
 from dsa_hw.training import Stage
 
@@ -53,8 +53,6 @@ SPREAD = 0.45
 """Standard deviation of the groups' log keep ratios."""
 DENSE_EPOCHS = 12
 VALUES = ("log_kept_shares", "kept_importance", "near_uniform")
-SHARES_AT = 0.6
-"""Of the dense widths: by FLOPs between the targets of 30 and 50%."""
 LATENCY_RATIOS = (0.7, 0.5, 0.3)
 FLOPS_LEVELS = 192
 """Between the least and the dense network, even in their logarithm."""
@@ -71,7 +69,9 @@ def main(argv: list[str] | None = None) -> None:
         found, atoms = _of_network(bench, 5 if options.quick else ALLOCATIONS)
         profiled = _profiled(bench, 12 if options.quick else 48)
         figures[model] = found | {
-            "latency_share_over_flops_share": share_ratios(bench, profiled),
+            "latency_share_over_flops_share": [
+                share.ms_over_flops for share in group_shares(bench.dense.graph, profiled.latency)
+            ],
             "worth": budget_worth(bench, profiled, atoms, found["slope"]),
         }
     origin = harness.provenance(harness.machine()) | {
@@ -187,24 +187,6 @@ def _profiled(bench: Bench, networks: int) -> ProfiledNetwork:
     backend = configured_backend(bench.config)
     table = configured_table(bench.config, backend)
     return profile_network(bench.dense.graph, backend, table, networks=networks)
-
-
-def share_ratios(bench: Bench, profiled: ProfiledNetwork) -> list[float]:
-    """Of every group with a choice, at ``SHARES_AT`` of the dense widths.
-
-    A group's share is what a hundredth of its width saves, as a part of what that of all saves.
-    """
-    choices = profiled.latency.choices
-    widths = torch.as_tensor(np.maximum(choices.least, SHARES_AT * choices.dense)).float()
-
-    def shares(cost: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
-        at = widths.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(cost(at).sum(), at)
-        own = (slope * widths).numpy()[choices.least != choices.dense]
-        return own / own.sum()
-
-    flops = flops_budget(bench.dense.graph, 1.0)
-    return (shares(profiled.latency.model.predict_ms) / shares(flops.cost)).tolist()
 
 
 def budget_worth(

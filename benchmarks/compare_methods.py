@@ -1,4 +1,5 @@
-"""DSA under a latency budget against DSA under FLOPs and six other ways to the same latency.
+"""DSA under a latency budget against DSA under FLOPs (widths on the device's steps, and any widths)
+and six other ways to the same latency.
 
 ``python -m dsa_hw.compare`` with the committed configurations: glyphs, a residual network and a
 MobileNetV2-style one, 70, 50 and 30% of the dense latency, three seeds. Hours on two cores; stopped
@@ -99,7 +100,9 @@ def _complete(config: CompareConfig, progress: Progress) -> dict[str, Any]:
             f"{config.model}, seed {config.seeds[0]}: not finished, call it again: "
             f"{', '.join(left)}. Failed: {result['failed'] or 'none'}"
         )
-    kept = ("model", "data", "epochs", "seeds", "methods", "targets", "dense", "warnings")
+    kept = (
+        "model", "data", "epochs", "seeds", "methods", "targets", "dense", "shares", "warnings",
+    )  # fmt: skip
     cells = [{k: v for k, v in c.items() if k != "keep_ratios"} for c in result["cells"]]
     origin = harness.provenance(result["environment"]) | {"config": dataclasses.asdict(config)}
     return {k: result[k] for k in kept} | {"cells": cells, "provenance": origin}

@@ -201,7 +201,9 @@ class PruneConfig(TrainingConfig):
         _require(len(self.budget) > 0, "budget", self.budget, "at least one")
 
 
-BaselineName = Literal["uniform", "magnitude", "taylor", "halp", "mdp", "netadapt"]
+BaselineName = Literal[
+    "dsa-flops-any-width", "uniform", "magnitude", "taylor", "halp", "mdp", "netadapt"
+]
 
 
 @dataclass(frozen=True)

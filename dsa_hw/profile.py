@@ -20,6 +20,7 @@ def _run(config: ProfileConfig) -> int:
         unknown_operations_warning,
     )
     from dsa_hw.profiling import profile_network
+    from dsa_hw.shares import group_shares
 
     progress = Progress()
     backend = configured_backend(config)
@@ -47,6 +48,14 @@ def _run(config: ProfileConfig) -> int:
         f"{calibration.heldout_mape_pct:.2f}% mean, {calibration.heldout_max_pct:.2f}% max\n"
         f"table: {table.path} ({len(table.rounds)} entries)"
     )
+    shares = sorted(group_shares(graph, profiled.latency), key=lambda s: s.ms_over_flops)
+    if len(shares) > 1:
+        low, high = shares[0], shares[-1]
+        print(
+            "share of the milliseconds over share of the FLOPs, by group of channels: "
+            f"{low.ms_over_flops:.2f} ({low.name}) to {high.ms_over_flops:.2f} ({high.name}); "
+            "where all are near 1, a latency budget gains nothing over a FLOPs budget"
+        )
     for text in backend.observations():
         print(f"note: {text}")
     return 0

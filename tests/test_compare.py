@@ -48,7 +48,10 @@ from dsa_hw.surgery import keep_most_important, remove_channels
 
 GAVE_WAY: dict[int, Stopwatch] = {}
 """Watches of the runs whose batches have asked whether another process times."""
-METHODS = ["dsa-latency", "dsa-flops", "uniform", "magnitude", "taylor", "halp", "mdp", "netadapt"]
+METHODS = [
+    "dsa-latency", "dsa-flops", "dsa-flops-any-width", "uniform", "magnitude", "taylor", "halp",
+    "mdp", "netadapt",
+]  # fmt: skip
 
 
 class Small(nn.Module):
@@ -110,7 +113,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         out = tmp_path_factory.mktemp("compare") / "sweep"
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the network is too small to share
-        assert compare.main(arguments(out)) == 0
+        assert compare.main([*arguments(out), "--methods", "dsa", *METHODS[2:]]) == 0
         patch.setattr(cell_run, "give_way", waited)
         yield out
         torch.set_num_threads(threads)
@@ -132,6 +135,13 @@ def test_every_method_ends_at_the_target_with_what_it_learned(swept: Path) -> No
         assert difference is None or difference <= 1e-4
     lines = list(csv.DictReader((swept / "cells.csv").read_text().splitlines()))
     assert [float(x["accuracy"]) for x in lines] == [c["accuracy"] for c in result["cells"]]
+
+
+def test_only_flops_of_any_width_are_off_the_steps(swept: Path) -> None:
+    for name in METHODS:
+        run = json.loads((swept / "cells" / f"{name}-60pct-seed0" / "result.json").read_text())
+        free = [g["width"] for g in run["groups"] if g["frozen"] is None]
+        assert any(w % 8 for w in free) == (name == "dsa-flops-any-width"), name
 
 
 def test_a_finished_run_never_runs_twice(swept: Path) -> None:

@@ -87,7 +87,9 @@ def fake_comparison() -> dict:
             if number:
                 gains.append(
                     {"target": target, "over": method, "title": title, "seeds": 3,
-                     "points": number - 2.5, "points_standard_error": 0.4, "slower_pct": 0.5}
+                     "points": number - 2.5, "points_standard_error": 0.4, "slower_pct": 0.5,
+                     "points_at_its_latency": number - 2.25,
+                     "points_at_its_latency_standard_error": 0.31}
                 )  # fmt: skip
     return {
         "kind": "comparison", "model": "fakenet", "data": "made-up data", "epochs": 12,
@@ -101,6 +103,10 @@ def fake_comparison() -> dict:
         "networks": [
             {"flops": 1e7 * (i + 2), "measured_ms": 0.3 + 0.15 * i * (1 + 0.3 * math.sin(5 * i))}
             for i in range(12)
+        ],
+        "shares": [
+            {"name": f"group{g}", "ms": (1 + 0.4 * math.sin(g)) / 12, "flops": 1 / 12}
+            for g in range(12)
         ],
         "staircases": [
             {"kind": kind, "layer": "conv 3x3", "cout": list(range(16, 97, 4)), "cin": 64,
@@ -146,7 +152,8 @@ def test_everything_asked_for_is_there(page: Path) -> None:
     for wanted in (
         "Accuracy against measured latency", "FLOPs against measured latency", "Keep ratios",
         "Predicted against measured", "Staircases", "How the searches went",
-        "Where the milliseconds go", "Environment", "How far ahead", "Every run",
+        "Where the milliseconds go", "What a channel costs", "Environment",
+        "How far ahead", "Every run",
     ):  # fmt: skip
         assert wanted in headings
 
@@ -204,6 +211,22 @@ def test_what_chance_explains_is_told(page: Path) -> None:
     assert "differ (p < 0.001)" in words
 
 
+def test_what_channels_cost_is_told(page: Path, tmp_path: Path) -> None:
+    assert "Here 0.60 (group11) to 1.40 (group8)." in read_page(page).words
+    result = fake_comparison()
+    result["shares"] = result["shares"][:1]
+    words = read_page(write_comparison_report(write_sweep(tmp_path / "one", result))).words
+    assert "fewer than two groups of channels" in words
+
+
+def test_gains_at_the_others_latency_are_in_the_table(page: Path) -> None:
+    text = next(t for t in read_page(page).csvs if t.startswith("Target,Against"))
+    rows = list(csv.reader(io.StringIO(text)))
+    assert "Ahead at its latency" in rows[0]
+    column = rows[0].index("Ahead at its latency")
+    assert [float(x) for x in rows[1][column : column + 2]] == [-1.25, 0.31]
+
+
 def test_every_run_can_be_copied(page: Path) -> None:
     texts = read_page(page).csvs
     runs = next(t for t in texts if t.startswith("Run,Seed"))
@@ -239,7 +262,7 @@ def test_one_budget_alone_is_drawn_as_that_one(left: list[str], tmp_path: Path) 
 
 def test_nothing_finished_draws_nothing(tmp_path: Path) -> None:
     result = fake_comparison() | {"rows": [], "gains": [], "cells": [], "networks": [],
-                                  "staircases": []}  # fmt: skip
+                                  "staircases": [], "shares": []}  # fmt: skip
     facts = read_page(write_comparison_report(write_sweep(tmp_path / "s", result)))
     assert "svg" not in facts.tags
     assert "no run has both yet" in facts.words

@@ -4,7 +4,8 @@ Ning et al., ECCV 2020, arXiv:2004.02164 (see ``dsa_hw.search``). The FLOPs form
 without a latency model does: search at some FLOPs, measure, adjust the FLOPs until the latency
 fits. The search gets the FLOPs of the uniform network that has the target latency (by the model);
 its keep ratios are then rounded to less or more FLOPs until the measured latency fits. Rounding
-sees FLOPs only; it does choose widths on the device's steps, as an informed user would.
+sees FLOPs only. It chooses widths on the device's steps, as an informed user would, or any width,
+as who has only FLOPs to go by does.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from dsa_hw.baselines.method import Made, Workbench
 from dsa_hw.baselines.to_target import reach_target
 from dsa_hw.baselines.uniform import uniform_keep_ratio, uniform_widths
-from dsa_hw.budgets import CountedBudget, FlopsBudget, count, flops_budget
+from dsa_hw.budgets import CountedBudget, FlopsBudget, count, flops_budget, uniform_choices
 from dsa_hw.choices import WidthChoices
 from dsa_hw.closed_loop import allocate
 from dsa_hw.config import PruneConfig
@@ -29,6 +30,8 @@ Values = Callable[[WidthChoices, np.ndarray], list[np.ndarray]]
 
 LEVELS = 192
 """FLOPs levels between the least and the dense network, even in their logarithm."""
+LOWEST = 0.01
+"""Of the dense FLOPs: where the levels begin if the least network has fewer."""
 LOOK = 12
 """Levels above the last that fits which are looked at too."""
 
@@ -46,7 +49,7 @@ class DsaFlops:
         """Search at the uniform network's FLOPs, then follow the FLOPs down to the target."""
         pruner = bench.search([self._budget(bench)])
         learned = pruner.learned_widths()
-        path = _FlopsPath(bench.graph, bench.choices, learned, pruner.rounding_values)
+        path = _FlopsPath(bench.graph, self._choices(bench), learned, pruner.rounding_values)
         allocation = reach_target(
             lambda limit_ms: path.within(bench, limit_ms), bench.budget, bench.measure
         )
@@ -54,12 +57,30 @@ class DsaFlops:
         source = pruner.model
         return Made(found.model, found.keep, allocation, found.keep_ratios, source)
 
+    def _choices(self, bench: Workbench) -> WidthChoices:
+        return bench.choices
+
+    def _step(self, bench: Workbench) -> int:
+        return bench.widest_step
+
     def _budget(self, bench: Workbench) -> FlopsBudget:
         """At the uniform network's FLOPs, or the least that the widest step leaves."""
-        step, ratio = bench.widest_step, flops_ratio_at(bench)
+        step, ratio = self._step(bench), flops_ratio_at(bench)
         budget, choices = FlopsBudget(ratio, step).bind(bench.graph)
         least = budget.charged(torch.as_tensor(choices.least, dtype=torch.float32)[None])
         return FlopsBudget(max(ratio, 1.001 * ratio * float(least[0]) / budget.target), step)
+
+
+class DsaFlopsAnyWidth(DsaFlops):
+    """The same without knowledge of the device's steps: widths by single channels."""
+
+    title = "DSA on FLOPs, any width"
+
+    def _choices(self, bench: Workbench) -> WidthChoices:
+        return uniform_choices(bench.graph, 1)
+
+    def _step(self, bench: Workbench) -> int:
+        return 1
 
 
 def flops_ratio_at(bench: Workbench) -> float:
@@ -80,7 +101,7 @@ class _FlopsPath:
         self._values = values
         flops = flops_budget(graph, 1.0)
         least, most = (count(flops, w.tolist()) for w in (choices.least, choices.dense))
-        self._levels = np.geomspace(least * 1.001, most, LEVELS)
+        self._levels = np.geomspace(max(1.001 * least, LOWEST * most), most, LEVELS)
         self._found: dict[int, np.ndarray] = {}
 
     def within(self, bench: Workbench, limit_ms: float) -> np.ndarray:

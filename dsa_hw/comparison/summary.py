@@ -24,6 +24,7 @@ from dsa_hw.config import CompareConfig
 from dsa_hw.deployed import DeployedGraph
 from dsa_hw.profiling import ProfiledNetwork
 from dsa_hw.run_folder import RESULT_FILE, RunFolder
+from dsa_hw.shares import group_shares
 from dsa_hw.training_precision import training_precision
 from profilers.steps import canonical_layers, sweep_keys
 from profilers.table import LatencyTable
@@ -88,6 +89,7 @@ def summarize(
         "unfinished": [c.name for c in plan(config) if c not in done],
         "failed": failed,
         "networks": _networks(graph, table),
+        "shares": [dataclasses.asdict(s) for s in group_shares(graph, profiled.latency)],
         "staircases": _staircases(graph, table),
         "calibration": {
             "heldout_mape_pct": profiled.latency.calibration.heldout_mape_pct,

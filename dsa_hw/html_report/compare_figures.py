@@ -8,6 +8,7 @@ from dsa_hw.html_report.compare_record import (
     FLOPS_DSA,
     LATENCY_DSA,
     ComparisonRecord,
+    CostShare,
     MethodRow,
     RunPoint,
     Staircase,
@@ -103,6 +104,29 @@ def flops_drawing(record: ComparisonRecord) -> Drawing:
         figure.legend(loc="outside upper left", ncols=3)
 
     return draw_svg("flops", said, (WIDTH_IN, 4.6), draw)
+
+
+def share_drawing(shares: Sequence[CostShare]) -> Drawing:
+    """Each group's share of the milliseconds over its share of the FLOPs, around 1."""
+    shown = shares[:GROUPS_SHOWN]
+    ratios = [s.ms / s.flops for s in shown]
+    said = "; ".join(f"{s.group} {r:.2f}" for s, r in zip(shown, ratios, strict=True))
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots()
+        style_axes(axes, grid="x")
+        axes.axvline(1, color=INK.light, linewidth=1)
+        for row, value in enumerate(ratios):
+            axes.plot([1, value], [row, row], color=DENSE.light, linewidth=1.6)
+        axes.plot(ratios, range(len(shown)), linestyle="", marker="o", markersize=6.5,
+                  color=PRUNED.light)  # fmt: skip
+        axes.set_yticks(range(len(shown)), [shorten(s.group) for s in shown])
+        axes.tick_params(axis="y", labelcolor=INK.light, labelsize=8)
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_xlim(0, max(2.0, 1.1 * max(ratios)))
+        axes.set_xlabel("share of the milliseconds over share of the FLOPs")
+
+    return draw_svg("shares", said, (WIDTH_IN, 0.9 + 0.25 * len(shown)), draw)
 
 
 def keep_drawing(record: ComparisonRecord, names: Sequence[str]) -> Drawing:

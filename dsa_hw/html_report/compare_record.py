@@ -13,7 +13,6 @@ from dsa_hw.html_report.setting import Setting
 LATENCY_DSA = "dsa-latency"
 FLOPS_DSA = "dsa-flops"
 
-
 SLOWER_PCT = 2.0
 """More than this, and a gain in accuracy may be one of latency: what a last measurement is off by
 on a shared machine."""
@@ -48,6 +47,7 @@ class Gain:
 
     Args:
         slower_pct: in the mean over the seeds.
+        level_points: the same at the other's latency, on the line through DSA's own networks.
     """
 
     target: str
@@ -56,6 +56,8 @@ class Gain:
     points: float | None
     error_points: float | None
     slower_pct: float | None
+    level_points: float | None
+    level_error_points: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,15 @@ class NetworkPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class CostShare:
+    """A group's part of all that narrowing saves, in milliseconds and in FLOPs."""
+
+    group: str
+    ms: float
+    flops: float
+
+
+@dataclass(frozen=True, slots=True)
 class Staircase:
     """Milliseconds of one kind of layer against its output channels."""
 
@@ -129,6 +140,7 @@ class ComparisonRecord:
     cells: tuple[RunPoint, ...]
     unfinished: tuple[str, ...]
     networks: tuple[NetworkPoint, ...]
+    shares: tuple[CostShare, ...]
     staircases: tuple[Staircase, ...]
     heldout_mape_pct: float | None
     heldout_max_pct: float | None
@@ -173,6 +185,7 @@ def read_comparison(folder: Path) -> ComparisonRecord:
         cells=cells,
         unfinished=fields.texts("unfinished") or (),
         networks=tuple(_networks(fields)),
+        shares=tuple(_shares(fields)),
         staircases=tuple(_staircases(fields)),
         heldout_mape_pct=calibration.number("heldout_mape_pct"),
         heldout_max_pct=calibration.number("heldout_max_pct"),
@@ -212,6 +225,8 @@ def _gain(item: Fields) -> Gain:
         points=item.number("points"),
         error_points=item.number("points_standard_error"),
         slower_pct=item.number("slower_pct"),
+        level_points=item.number("points_at_its_latency"),
+        level_error_points=item.number("points_at_its_latency_standard_error"),
     )
 
 
@@ -252,6 +267,15 @@ def _networks(fields: Fields) -> list[NetworkPoint]:
         flops, measured_ms = item.number("flops"), item.number("measured_ms")
         if flops is not None and measured_ms is not None:
             found.append(NetworkPoint(flops, measured_ms))
+    return found
+
+
+def _shares(fields: Fields) -> list[CostShare]:
+    found = []
+    for item in fields.objects("shares") or ():
+        ms, flops = item.number("ms"), item.number("flops")
+        if ms is not None and flops:
+            found.append(CostShare(item.text("name") or "?", ms, flops))
     return found
 
 

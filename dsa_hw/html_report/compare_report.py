@@ -69,6 +69,7 @@ def _sections(record: ComparisonRecord) -> list[Section]:
         _result_section,
         _gain_section,
         _flops_section,
+        _share_section,
         _keep_section,
         _layer_section,
         _prediction_section,
@@ -263,7 +264,8 @@ def _gain_section(record: ComparisonRecord) -> Section | Absent:
     caption = (
         "Accuracy of DSA with a latency budget less that of each other method, seed by seed (the "
         "same data and first weights), in points. Bars are one standard error. A network that is "
-        f"slower by more than {SLOWER_PCT:g} % is not counted as ahead."
+        f"slower by more than {SLOWER_PCT:g} % is not counted as ahead. The table also has the "
+        "gain at the other network's latency, on the line through DSA's own networks."
     )
     rows = tuple(
         (
@@ -272,11 +274,16 @@ def _gain_section(record: ComparisonRecord) -> Section | Absent:
             number_cell(f"{g.points:+.2f}".replace("-", MINUS), g.points or 0.0, is_key=True),
             _number(g.error_points, lambda v: f"{v:.2f}", absent="one seed"),
             _number(g.slower_pct, lambda v: f"{v:+.1f} %".replace("-", MINUS)),
+            _number(g.level_points, lambda v: f"{v:+.2f}".replace("-", MINUS), absent="one target"),
+            _number(g.level_error_points, lambda v: f"{v:.2f}", absent="one seed"),
             _number(g.seeds, lambda v: f"{v:g}"),
         )
         for g in known
     )
-    header = ("Target", "Against", "Points ahead", "± standard error", "Slower by", "Seeds")
+    header = (
+        "Target", "Against", "Points ahead", "± standard error", "Slower by",
+        "Ahead at its latency", "± standard error", "Seeds",
+    )  # fmt: skip
     every = parts.details("Every difference as a table",
                           parts.table(Table("Points ahead", header, rows)))  # fmt: skip
     return Section(
@@ -340,6 +347,26 @@ def _spread(record: ComparisonRecord) -> str:
         f" The widest gap here: {show_count(a[0])} FLOPs in {show_ms(a[1])}, and "
         f"{show_count(b[0])} in {show_ms(b[1])}, {factor:.2f} times as long."
     )
+
+
+def _share_section(record: ComparisonRecord) -> Section | Absent:
+    shares = record.shares
+    if len(shares) < 2:
+        return "What a channel costs: fewer than two groups of channels in result.json."
+    ratios = {s.group: s.ms / s.flops for s in shares}
+    low, high = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
+    rest = len(shares) - figures.GROUPS_SHOWN
+    caption = (
+        "What narrowing a group of channels saves of the modelled milliseconds, as a part of what "
+        "narrowing all of them saves, over the same part of the FLOPs. Right of 1 a search under "
+        "FLOPs saves too little there, left of it too much; where all are near 1, both budgets "
+        f"ask for the same network. Here {ratios[low]:.2f} ({low}) to {ratios[high]:.2f} ({high})."
+    ) + (f" The first {figures.GROUPS_SHOWN} groups; {rest} more are in the CSV." if rest > 0
+         else "")  # fmt: skip
+    lines = [(s.group, s.ms, s.flops, s.ms / s.flops) for s in shares]
+    numbers = parts.csv_text(("group", "share_of_ms", "share_of_flops", "ratio"), lines)
+    shown = parts.figure(figures.share_drawing(shares), caption, numbers)
+    return Section("shares", "What a channel costs, in milliseconds and in FLOPs", (shown,))
 
 
 def _group_names(record: ComparisonRecord) -> list[str]:
