@@ -1,5 +1,6 @@
-"""DSA under a latency budget against DSA under FLOPs (widths on the device's steps, and any widths)
-and six other ways to the same latency.
+"""DSA under a latency budget against DSA under FLOPs and six other ways to the same latency.
+
+Under FLOPs twice: with widths on the device's steps, and with multiples of 8.
 
 ``python -m dsa_hw.compare`` with the committed configurations: glyphs, a residual network and a
 MobileNetV2-style one, 70, 50 and 30% of the dense latency, three seeds. Hours on two cores; stopped
@@ -218,7 +219,7 @@ def _accuracy(row: dict[str, Any]) -> str:
 def _points(gain: dict[str, Any]) -> str:
     points, error = gain["points_at_its_latency"], gain["points_at_its_latency_standard_error"]
     if points is None:
-        return "one target only"
+        return "none"
     return f"{points:+.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 

@@ -202,7 +202,7 @@ class PruneConfig(TrainingConfig):
 
 
 BaselineName = Literal[
-    "dsa-flops-any-width", "uniform", "magnitude", "taylor", "halp", "mdp", "netadapt"
+    "dsa-flops-by-8", "uniform", "magnitude", "taylor", "halp", "mdp", "netadapt"
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ from dsa_hw.surgery import keep_most_important, remove_channels
 GAVE_WAY: dict[int, Stopwatch] = {}
 """Watches of the runs whose batches have asked whether another process times."""
 METHODS = [
-    "dsa-latency", "dsa-flops", "dsa-flops-any-width", "uniform", "magnitude", "taylor", "halp",
+    "dsa-latency", "dsa-flops", "dsa-flops-by-8", "uniform", "magnitude", "taylor", "halp",
     "mdp", "netadapt",
 ]  # fmt: skip
 
@@ -137,11 +138,25 @@ def test_every_method_ends_at_the_target_with_what_it_learned(swept: Path) -> No
     assert [float(x["accuracy"]) for x in lines] == [c["accuracy"] for c in result["cells"]]
 
 
-def test_only_flops_of_any_width_are_off_the_steps(swept: Path) -> None:
-    for name in METHODS:
-        run = json.loads((swept / "cells" / f"{name}-60pct-seed0" / "result.json").read_text())
-        free = [g["width"] for g in run["groups"] if g["frozen"] is None]
-        assert any(w % 8 for w in free) == (name == "dsa-flops-any-width"), name
+def test_eight_channels_where_the_device_has_steps_of_sixteen(tmp_path: Path) -> None:
+    def charge(cin: int, cout: int, pixels: int, taps: int) -> float:
+        up = [math.ceil(c / 16) * 16 for c in (cin, cout)]
+        return 0.002 + 2e-8 * up[0] * up[1] * pixels * taps
+
+    out = tmp_path / "sweep"
+    argv = [*arguments(out), "--budgets", "flops", "--methods", "dsa", "dsa-flops-by-8"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "configured_backend", lambda config: FakeRuntime(charge=charge))
+        patch.setattr(pipeline, "write_run_report", lambda folder: None)  # tested elsewhere
+        assert compare.main(argv) == 0
+    widths = {}
+    for name in ("dsa-flops", "dsa-flops-by-8"):
+        run = json.loads((out / "cells" / f"{name}-60pct-seed0" / "result.json").read_text())
+        widths[name] = [g["width"] for g in run["groups"] if g["frozen"] is None]
+        assert run["ratio"]["measured"] <= 0.6
+    assert all(w % 16 == 0 for w in widths["dsa-flops"])
+    assert all(w % 8 == 0 for w in widths["dsa-flops-by-8"])
+    assert any(w % 16 for w in widths["dsa-flops-by-8"])
 
 
 def test_a_finished_run_never_runs_twice(swept: Path) -> None:

@@ -106,3 +106,6 @@ def test_a_gain_at_the_others_latency_leaves_out_what_slower_networks_gain() -> 
     assert [g["points_at_its_latency"] for g in found] == pytest.approx([2.0, 1.0])
     alone = over_seeds(["dsa-latency", "halp"], ["60%"], [c for c in cells if c["target"] == "60%"])
     assert alone["gains"][0]["points_at_its_latency"] is None
+    slow = [cell("halp", "60%", 1.01, 0.7)]  # pruned, and slower than the dense network
+    beyond = over_seeds(["dsa-latency", "halp"], ["60%"], [*cells[:2], *slow])
+    assert beyond["gains"][0]["points_at_its_latency"] is None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from conftest import Residual
 from fake_device import STEP, Charge, FakeDevice, network_ms
 from test_latency_model import reference_table
 
+from dsa_hw import pipeline, profile
 from dsa_hw.coupling import find_coupling
 from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.profiling import CalibratedModel, profile_network
@@ -84,3 +87,18 @@ def test_groups_of_two_widths_and_of_one(graph: DeployedGraph) -> None:
         g.name for g, own in zip(graph.coupling.groups, widths, strict=True) if len(own) > 1
     ]
     assert all(s.ms > 0 and s.flops > 0 for s in shares)
+
+
+def test_profile_ends_with_the_widest_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "configured_backend", lambda config: FakeDevice())
+    argv = ["--model", "test_compare:small", "--input-shape", "3", "16", "16", "--rounds", "2"]
+    argv += ["--table", str(tmp_path / "t.jsonl"), "--calibration-networks", "8"]
+    assert profile.main(argv) == 0
+    out = capsys.readouterr().out
+    found = re.search(r"by group of channels: (\S+) \((\w+)\) to (\S+) \((\w+)\);", out)
+    assert found is not None
+    low, low_name, high, high_name = found.groups()
+    assert float(low) < 1 < float(high)
+    assert {low_name, high_name} <= {"stem", "a"}

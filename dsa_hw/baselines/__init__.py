@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dsa_hw.baselines.dsa import DsaFlops, DsaFlopsAnyWidth
+from dsa_hw.baselines.dsa import DsaFlops, DsaFlopsByEight
 from dsa_hw.baselines.halp import Halp
 from dsa_hw.baselines.mdp import Mdp
 from dsa_hw.baselines.method import Made, Method, Workbench
@@ -20,7 +20,7 @@ def find_method(name: str) -> Method:
     """The method of that name (see ``CompareConfig.methods``)."""
     methods: dict[str, type[Method]] = {
         "dsa-flops": DsaFlops,
-        "dsa-flops-any-width": DsaFlopsAnyWidth,
+        "dsa-flops-by-8": DsaFlopsByEight,
         "uniform": Uniform,
         "magnitude": Magnitude,
         "taylor": Taylor,

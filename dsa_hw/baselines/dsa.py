@@ -4,8 +4,8 @@ Ning et al., ECCV 2020, arXiv:2004.02164 (see ``dsa_hw.search``). The FLOPs form
 without a latency model does: search at some FLOPs, measure, adjust the FLOPs until the latency
 fits. The search gets the FLOPs of the uniform network that has the target latency (by the model);
 its keep ratios are then rounded to less or more FLOPs until the measured latency fits. Rounding
-sees FLOPs only. It chooses widths on the device's steps, as an informed user would, or any width,
-as who has only FLOPs to go by does.
+sees FLOPs only. It chooses widths on the device's steps, as an informed user would, or multiples of
+eight, as one does who has only FLOPs to go by.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ LEVELS = 192
 """FLOPs levels between the least and the dense network, even in their logarithm."""
 LOWEST = 0.01
 """Of the dense FLOPs: where the levels begin if the least network has fewer."""
+EIGHT = 8
 LOOK = 12
 """Levels above the last that fits which are looked at too."""
 
@@ -71,16 +72,16 @@ class DsaFlops:
         return FlopsBudget(max(ratio, 1.001 * ratio * float(least[0]) / budget.target), step)
 
 
-class DsaFlopsAnyWidth(DsaFlops):
-    """The same without knowledge of the device's steps: widths by single channels."""
+class DsaFlopsByEight(DsaFlops):
+    """The same without knowledge of the device's steps: multiples of eight channels."""
 
-    title = "DSA on FLOPs, any width"
+    title = "DSA on FLOPs, multiples of 8"
 
     def _choices(self, bench: Workbench) -> WidthChoices:
-        return uniform_choices(bench.graph, 1)
+        return uniform_choices(bench.graph, EIGHT)
 
     def _step(self, bench: Workbench) -> int:
-        return 1
+        return EIGHT
 
 
 def flops_ratio_at(bench: Workbench) -> float:

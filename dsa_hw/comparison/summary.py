@@ -190,7 +190,8 @@ def _gains(names: Sequence[str], label: str, records: Sequence[Record]) -> list[
     """How far DSA under latency is ahead of each other method, seed by seed, in points; and how
     much slower its networks are, in per cent, which should be nothing: a gain may come from there.
     A second gain is therefore that at the other network's latency, read off the line through the
-    seed's own networks of all targets.
+    seed's own networks of all targets; not where the other is slower than the dense network, which
+    no line through pruned ones reaches.
     """
     by_seed: dict[str, dict[int, Record]] = {}
     fronts: dict[int, dict[float, float]] = {}
@@ -213,7 +214,7 @@ def _gains(names: Sequence[str], label: str, records: Sequence[Record]) -> list[
         level = [
             100 * (accuracy_at(theirs[s]["ratio"], fronts[s]) - theirs[s]["accuracy"])
             for s in shared
-            if len(fronts[s]) > 1
+            if len(fronts[s]) > 1 and theirs[s]["ratio"] <= 1
         ]
         gains.append(
             {"target": label, "over": name, "title": method_title(name), "seeds": len(shared)}

@@ -274,7 +274,7 @@ def _gain_section(record: ComparisonRecord) -> Section | Absent:
             number_cell(f"{g.points:+.2f}".replace("-", MINUS), g.points or 0.0, is_key=True),
             _number(g.error_points, lambda v: f"{v:.2f}", absent="one seed"),
             _number(g.slower_pct, lambda v: f"{v:+.1f} %".replace("-", MINUS)),
-            _number(g.level_points, lambda v: f"{v:+.2f}".replace("-", MINUS), absent="one target"),
+            _number(g.level_points, lambda v: f"{v:+.2f}".replace("-", MINUS), absent="none"),
             _number(g.level_error_points, lambda v: f"{v:.2f}", absent="one seed"),
             _number(g.seeds, lambda v: f"{v:g}"),
         )
