@@ -9,7 +9,8 @@ seed before either has its second, so that a stopped sweep says something of eve
 
 A network's seed is one sweep, whose figures are kept in a file of their own as soon as it is
 complete: what takes more than a day is done on one device, and not all at once. What is kept there
-is not measured again; another ``--out`` measures everything.
+is not measured again; another ``--out`` measures everything. The report in a sweep's folder is that
+of the seed summed up last; ``python -m dsa_hw.compare`` with the configuration writes that of all.
 """
 
 from __future__ import annotations
