@@ -54,7 +54,8 @@ def _run(config: ProfileConfig) -> int:
         print(
             "share of the milliseconds over share of the FLOPs, by group of channels: "
             f"{low.ms_over_flops:.2f} ({low.name}) to {high.ms_over_flops:.2f} ({high.name}); "
-            "where all are near 1, a latency budget gains nothing over a FLOPs budget"
+            "where all are near 1, a latency budget gains nothing over a FLOPs budget "
+            "with widths on these steps"
         )
     for text in backend.observations():
         print(f"note: {text}")

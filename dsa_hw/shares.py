@@ -65,7 +65,8 @@ def _shares(budget: Budget, choices: WidthChoices, free: Sequence[int]) -> list[
         ends[:, group] = low, high
         narrow, wide = budget.charged(torch.as_tensor(ends, dtype=torch.float32)).tolist()
         saved.append((wide - narrow) * own[-1] / (high - low))
-    return [s / sum(saved) for s in saved]
+    total = sum(saved)
+    return [s / total for s in saved]
 
 
 def _nearest(widths: Sequence[int], wanted: float) -> int:

@@ -31,8 +31,10 @@ Values = Callable[[WidthChoices, np.ndarray], list[np.ndarray]]
 LEVELS = 192
 """FLOPs levels between the least and the dense network, even in their logarithm."""
 LOWEST = 0.01
-"""Of the dense FLOPs: where the levels begin if the least network has fewer."""
+"""Of the dense FLOPs: where the levels begin if the least network has fewer. Small steps reach far
+below what is ever asked for, and the levels above would lie further apart."""
 EIGHT = 8
+"""Channels: what frameworks round widths to for any device."""
 LOOK = 12
 """Levels above the last that fits which are looked at too."""
 
