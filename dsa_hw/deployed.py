@@ -64,6 +64,26 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightCount:
+    """How many weights a layer has: ``taps * cin(widths) * cout(widths)``, exactly.
+
+    Args:
+        taps: weights of one input channel in one output channel.
+        cin: input channels that every output channel reads; None where that number does not
+            depend on the widths (depthwise and grouped layers: it is part of ``taps``).
+        cout: output channels.
+    """
+
+    taps: float
+    cin: Linear | None
+    cout: Linear
+
+    def __call__(self, widths: Widths) -> float:
+        ins = 1.0 if self.cin is None else self.cin(widths)
+        return self.taps * ins * self.cout(widths)
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """A layer that has weights and a row of the table: its cost is ``T_spec(cin, cout)``."""
 
@@ -71,6 +91,14 @@ class Layer:
     spec: LayerSpec
     cin: Linear
     cout: Linear
+
+    @property
+    def weights(self) -> WeightCount:
+        """The layer's weights, without its bias: bilinear in its channels."""
+        taps = float(np.prod(self.spec.kernel))
+        if self.spec.tied:
+            return WeightCount(taps * self.spec.group_width, None, self.cout)
+        return WeightCount(taps, self.cin, self.cout)
 
 
 @dataclass(frozen=True, slots=True)

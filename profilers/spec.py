@@ -101,13 +101,22 @@ class LayerSpec:
         """Whether input and output channels are one number (depthwise and grouped layers)."""
         return self.groups != "dense"
 
+    @property
+    def group_width(self) -> int:
+        """Input channels that one output channel of a tied layer reads.
+
+        Raises:
+            ValueError: the layer is dense: every output channel reads all of the input.
+        """
+        if self.groups == "dense":
+            raise ValueError(f"a dense layer has no groups of its own ({self})")
+        return 1 if self.groups == "depthwise" else int(self.groups.removeprefix("width"))
+
     def group_count(self, cin: int) -> int:
         """Convolution groups at ``cin`` input channels."""
         if self.groups == "dense":
             return 1
-        if self.groups == "depthwise":
-            return cin
-        width = int(self.groups.removeprefix("width"))
+        width = self.group_width
         if cin % width:
             raise ValueError(f"{cin} channels are not a whole number of groups of {width} ({self})")
         return cin // width
