@@ -91,6 +91,10 @@ class Measurement:
 
     ``median_ms`` is the median of the rounds' (drift-corrected) medians, ``ci95_ms`` its 95%
     interval from the variation between rounds.
+
+    Args:
+        disturbed: rounds that were set aside, because other programs ran during them.
+        settled: whether it rests on rounds of an undisturbed machine, as far as is known.
     """
 
     median_ms: float
@@ -100,6 +104,8 @@ class Measurement:
     rounds: int
     drift: float
     round_ms: tuple[float, ...] = field(repr=False, default=())
+    disturbed: int = 0
+    settled: bool = True
 
     @property
     def half_width_pct(self) -> float:
@@ -176,6 +182,7 @@ def measure_interleaved(
     clock: Clock = time.perf_counter,
     before_round: Callable[[], None] | None = None,
     on_round: Callable[[int], None] | None = None,
+    is_enough: Callable[[Mapping[str, Measurement]], bool] | None = None,
 ) -> dict[str, Measurement]:
     """Measure several subjects against each other: shuffled rounds until the intervals are narrow.
 
@@ -187,6 +194,8 @@ def measure_interleaved(
             before ``LEAST_ROUNDS``, without which there is no interval).
         before_round: makes rounds independent of each other (``Backend.renew``).
         on_round: called with the number of finished rounds.
+        is_enough: asked from ``min_rounds`` on about the measurements so far; its word counts in
+            place of ``half_width_pct``.
     """
     plan = plan or SamplePlan()
     order = list(subjects)
@@ -204,9 +213,12 @@ def measure_interleaved(
             on_round(number)
         if number < LEAST_ROUNDS:
             continue
-        widest = max(summarize(r).half_width_pct for r in rounds.values())
-        narrow = number >= min_rounds and widest <= half_width_pct
-        if narrow or clock() - start > time_limit_s:
+        so_far = {name: summarize(taken) for name, taken in rounds.items()}
+        if number >= min_rounds:
+            widest = max(m.half_width_pct for m in so_far.values())
+            if is_enough(so_far) if is_enough else widest <= half_width_pct:
+                break
+        if clock() - start > time_limit_s:
             break
     return {name: summarize(taken) for name, taken in rounds.items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -220,3 +220,21 @@ def test_treads_of_a_staircase_hold_no_rise(step: int) -> None:
     rises = {s: rise_within_treads(widths, treads, s) for s in CANDIDATES}
     assert rises[step] == pytest.approx(0.0, abs=1e-12)
     assert all(rises[s] > 0.2 * (treads[-1] - treads[0]) for s in CANDIDATES if s > step)
+
+
+def test_a_measurement_ends_when_what_was_asked_is_known() -> None:
+    """Half a width of no per cent is never reached; the word of ``is_enough`` counts instead, and
+    not before the least rounds."""
+    clock = FakeClock()
+    asked: list[int] = []
+
+    def is_enough(found: Mapping[str, Measurement]) -> bool:
+        asked.append(found["a"].rounds)
+        return found["a"].rounds >= 9
+
+    subjects = {"a": clock.subject(1.0), "b": clock.subject(2.0)}
+    found = measure_interleaved(
+        subjects, min_rounds=7, half_width_pct=-1.0, clock=clock, is_enough=is_enough
+    )
+    assert asked == [7, 8, 9]
+    assert found["a"].rounds == found["b"].rounds == 9
