@@ -18,11 +18,11 @@ from torch import nn
 
 from benchmarks import harness
 from dsa_hw import pipeline
-from dsa_hw.budgets import FlopsBudget, LatencyBudget, count
+from dsa_hw.budgets import BudgetRequest, FlopsBudget, LatencyBudget, count
 from dsa_hw.config import PruneConfig
 from dsa_hw.console import Progress
 from dsa_hw.profiling import profile_network
-from dsa_hw.search import BudgetRequest, DSAPruner, SearchSettings
+from dsa_hw.search import DSAPruner, SearchSettings
 
 NAME = "budget_met"
 MODEL = "cifar_resnet18"

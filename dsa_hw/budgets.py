@@ -1,17 +1,24 @@
-"""What a network may cost: budgets over the widths of its groups, differentiable and batched."""
+"""What a network may cost: budgets over the widths of its groups, differentiable and batched.
+
+A budget is anything with the members of ``Budget``. Two more members are optional: ``terms``
+(``HasTerms``) lets the integer program see through a maximum, and ``corrected``
+(``MeasuredBudget``) lets the closed loop measure the network and correct the budget's predictions.
+Neither asks which class a budget is of.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dsa_hw.branch_gates import BranchGates, bare_layers, spread
+from dsa_hw.budget_registry import BudgetSetting
 from dsa_hw.choices import WidthChoices, width_choices
 from dsa_hw.deployed import DeployedGraph
 from dsa_hw.errors import UserError
@@ -56,6 +63,36 @@ class Budget(Protocol):
         ...
 
 
+@runtime_checkable
+class HasTerms(Budget, Protocol):
+    """A budget whose charged cost is the largest of several terms.
+
+    Each term is a sum over layers, which the maximum is not: the integer program limits them one by
+    one.
+    """
+
+    def terms(self, widths: Tensor) -> Tensor:
+        """(..., groups) widths -> (..., terms) costs; their maximum is what is charged."""
+        ...
+
+
+@runtime_checkable
+class MeasuredBudget(Budget, Protocol):
+    """A budget whose cost can be measured on a device, and predictions of it corrected."""
+
+    def corrected(self, by: float) -> Budget:
+        """Return the same budget, target included, with all costs multiplied by ``by``."""
+        ...
+
+
+class BudgetRequest(Protocol):
+    """A budget before it knows the network."""
+
+    def bind(self, graph: DeployedGraph) -> tuple[Budget, WidthChoices]:
+        """Return the budget over this network's widths, and the widths that suit it."""
+        ...
+
+
 @dataclass(frozen=True)
 class ModelledLatency:
     """Latency by a calibrated model.
@@ -77,6 +114,10 @@ class ModelledLatency:
     def charged(self, widths: Tensor) -> Tensor:
         """Staircase latency in ms."""
         return self.model.staircase_ms(widths) * self.correction
+
+    def corrected(self, by: float) -> ModelledLatency:
+        """Return the same budget with all predictions multiplied by ``by``."""
+        return dataclasses.replace(self, correction=self.correction * by)
 
     def to(self, device: torch.device | str) -> ModelledLatency:
         """The same budget for widths on another device."""
@@ -148,9 +189,13 @@ class CountedBudget:
     def to(self, device: torch.device | str) -> CountedBudget:
         """The same budget for widths on another device."""
         return CountedBudget(
-            self._graph, self.target, name=self.name, unit=self.unit, device=device,
+            self._graph,
+            self.target,
+            name=self.name,
+            unit=self.unit,
+            device=device,
             choices=self._choices,
-        )  # fmt: skip
+        )
 
 
 def flops_budget(
@@ -165,6 +210,13 @@ def params_budget(
 ) -> CountedBudget:
     """Weights of convolutions and linear layers (biases and normalization are folded away)."""
     return CountedBudget(graph, target, name="params", unit="weights", choices=choices)
+
+
+def memory_budget(
+    graph: DeployedGraph, target: float, choices: WidthChoices | None = None
+) -> PeakMemory:
+    """Bytes of activations at the peak; see ``memory``."""
+    return PeakMemory(graph, target, choices=choices)
 
 
 def _columns(values: list[np.ndarray], device: torch.device | str) -> Tensor:
@@ -208,14 +260,18 @@ class FlopsBudget:
     Args:
         keep_ratio: in (0, 1].
         step: widths are multiples of it.
+        choices: the widths to choose from, in place of multiples of ``step``: those on a device's
+            steps, where the network will run on it.
     """
 
     keep_ratio: float
     step: int = 1
+    choices: WidthChoices | None = None
 
     def bind(self, graph: DeployedGraph) -> tuple[Budget, WidthChoices]:
         """The budget over a network's widths."""
-        return _relative(flops_budget, graph, self.keep_ratio, self.step)
+        choices = self.choices or uniform_choices(graph, self.step)
+        return _relative(flops_budget, graph, self.keep_ratio, choices)
 
 
 @dataclass(frozen=True)
@@ -224,10 +280,12 @@ class ParamsBudget:
 
     keep_ratio: float
     step: int = 1
+    choices: WidthChoices | None = None
 
     def bind(self, graph: DeployedGraph) -> tuple[Budget, WidthChoices]:
         """The budget over a network's widths."""
-        return _relative(params_budget, graph, self.keep_ratio, self.step)
+        choices = self.choices or uniform_choices(graph, self.step)
+        return _relative(params_budget, graph, self.keep_ratio, choices)
 
 
 @dataclass(frozen=True)
@@ -236,12 +294,32 @@ class MemoryBudget:
 
     keep_ratio: float
     step: int = 1
+    choices: WidthChoices | None = None
 
     def bind(self, graph: DeployedGraph) -> tuple[Budget, WidthChoices]:
         """The budget over a network's widths."""
-        choices = uniform_choices(graph, self.step)
-        dense = count(PeakMemory(graph, 0.0), graph.dense_widths)
-        return PeakMemory(graph, self.keep_ratio * dense, choices=choices), choices
+        choices = self.choices or uniform_choices(graph, self.step)
+        return _relative(memory_budget, graph, self.keep_ratio, choices)
+
+
+def latency_request(setting: BudgetSetting) -> LatencyBudget:
+    """``--budget latency``: so many milliseconds on the device of the table."""
+    return LatencyBudget(setting.table, setting.value)
+
+
+def flops_request(setting: BudgetSetting) -> FlopsBudget:
+    """``--budget flops``: a part of the dense FLOPs, on the device's steps."""
+    return FlopsBudget(setting.value, choices=setting.choices)
+
+
+def params_request(setting: BudgetSetting) -> ParamsBudget:
+    """``--budget params``: a part of the dense weights, on the device's steps."""
+    return ParamsBudget(setting.value, choices=setting.choices)
+
+
+def memory_request(setting: BudgetSetting) -> MemoryBudget:
+    """``--budget memory``: a part of the dense peak memory, on the device's steps."""
+    return MemoryBudget(setting.value, choices=setting.choices)
 
 
 def check_names(budgets: Sequence[Budget]) -> None:
@@ -265,12 +343,12 @@ def count(budget: Budget, widths: Sequence[int]) -> float:
 
 
 def _relative(
-    make: Callable[[DeployedGraph, float, WidthChoices | None], CountedBudget],
+    make: Callable[[DeployedGraph, float, WidthChoices | None], CountedBudget | PeakMemory],
     graph: DeployedGraph,
     keep_ratio: float,
-    step: int,
+    choices: WidthChoices,
 ) -> tuple[Budget, WidthChoices]:
-    choices = uniform_choices(graph, step)
+    """The budget of a part of the dense network's cost."""
     dense = count(make(graph, 0.0, choices), graph.dense_widths)
     return make(graph, keep_ratio * dense, choices), choices
 

@@ -8,7 +8,6 @@ the last one.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsa_hw.budgets import Budget, ModelledLatency
+from dsa_hw.budgets import Budget, HasTerms, MeasuredBudget
 from dsa_hw.choices import WidthChoices
 from dsa_hw.errors import InfeasibleBudget
-from dsa_hw.memory import PeakMemory
 from dsa_hw.rounding import Constraint, Rounded, round_widths
 
 LEAST_ROUNDS = 4
@@ -196,10 +194,10 @@ class _Rounding:
     ) -> None:
         self._choices, self._values, self._budgets = choices, values, budgets
         self._loop = loop
-        latencies = [b for b in budgets if isinstance(b, ModelledLatency)]
-        if not latencies:
-            raise ValueError("measure was given, and there is no latency budget that it verifies")
-        self._latency = latencies[0]
+        measured = _measured_of(budgets)
+        if measured is None:
+            raise ValueError("measure was given, and there is no budget that it can verify")
+        self._latency = measured
 
     def turn(self, measure: Measure) -> LoopRound:
         """The next round.
@@ -220,7 +218,7 @@ class _Rounding:
 
     def measured(self, widths: np.ndarray, measure: Measure, weight: float = 1.0) -> LoopRound:
         """A round of these widths."""
-        corrected = dataclasses.replace(self._latency, correction=self._loop.correction)
+        corrected = self._latency.corrected(self._loop.correction)
         return LoopRound(
             widths=_own(widths),
             predicted_ms=float(_batched(corrected.charged)(widths[None])[0]),
@@ -343,19 +341,21 @@ def _round(
 ) -> Rounded:
     """Round with the measured budget corrected, and aimed a little under its target."""
     constraints = []
-    measured = next((b for b in budgets if isinstance(b, ModelledLatency)), None)
+    measured = _measured_of(budgets)
     for budget in budgets:
         target = budget.target
         if measured is not None and budget is measured:
-            budget = dataclasses.replace(measured, correction=correction)
+            budget = measured.corrected(correction)
             target *= aim
-        constraints.append(
-            Constraint(
-                budget.name, budget.unit, _batched(budget.charged), target,
-                terms=_batched(budget.terms) if isinstance(budget, PeakMemory) else None,
-            )
-        )  # fmt: skip
+        terms = _batched(budget.terms) if isinstance(budget, HasTerms) else None
+        charged = _batched(budget.charged)
+        constraints.append(Constraint(budget.name, budget.unit, charged, target, terms=terms))
     return round_widths(choices, values, constraints)
+
+
+def _measured_of(budgets: Sequence[Budget]) -> MeasuredBudget | None:
+    """The budget that a measurement verifies: the first that can be corrected."""
+    return next((b for b in budgets if isinstance(b, MeasuredBudget)), None)
 
 
 def _own(widths: np.ndarray) -> tuple[int, ...]:

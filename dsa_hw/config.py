@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dsa_hw.budget_registry import BUDGETS
 from dsa_hw.errors import UserError
 
 Precision = Literal["fp32", "fp16", "int8"]
-BudgetName = Literal["latency", "flops", "params", "memory"]
+_RATIOS = ("flops", "params", "memory")
+"""Budgets that have an option ``--NAME-ratio``."""
 NO_USE = "no use of it without training (epochs is 0)"
 
 
@@ -163,7 +166,11 @@ class PruneConfig(TrainingConfig):
     target_ratio: float | None = _option(
         None, "latency to reach, as a part of the dense network's, in (0, 1)"
     )
-    budget: tuple[BudgetName, ...] = _option(("latency",), "what is limited; several at once work")
+    budget: tuple[str, ...] = _option(
+        ("latency",),
+        "what is limited: latency, flops, params, memory, or package.module:factory; several at "
+        "once work; all but latency may be given with their number: flops=0.5",
+    )
     flops_ratio: float | None = _option(None, "part of the dense FLOPs to keep, in (0, 1)")
     params_ratio: float | None = _option(None, "part of the dense weights to keep, in (0, 1)")
     memory_ratio: float | None = _option(
@@ -181,7 +188,7 @@ class PruneConfig(TrainingConfig):
         super().__post_init__()
 
     def _check_targets(self) -> None:
-        latency = "latency" in self.budget
+        latency = "latency" in self.budget_values
         given = [t for t in (self.target_ms, self.target_ratio) if t is not None]
         if latency and len(given) != 1:
             raise UserError(
@@ -190,15 +197,54 @@ class PruneConfig(TrainingConfig):
             )
         _require(not given or latency, "target-ms / target-ratio", given, "a latency budget")
         _require((self.target_ms or 1) > 0, "target-ms", self.target_ms, "a positive number")
-        for name in ("target_ratio", "flops_ratio", "params_ratio", "memory_ratio"):
-            value = getattr(self, name)
-            _require(value is None or 0 < value < 1, name.replace("_", "-"), value,
-                     "between 0 and 1")  # fmt: skip
-        for name in ("flops", "params", "memory"):
-            wanted, value = name in self.budget, getattr(self, f"{name}_ratio")
-            _require(wanted == (value is not None), f"{name}-ratio", value,
-                     f"a number if and only if {name} is among the budgets")  # fmt: skip
+        _require(
+            self.target_ratio is None or 0 < self.target_ratio < 1,
+            "target-ratio",
+            self.target_ratio,
+            "between 0 and 1",
+        )
         _require(len(self.budget) > 0, "budget", self.budget, "at least one")
+        for name in _RATIOS:
+            value = getattr(self, f"{name}_ratio")
+            unused = value is None or name in self.budget_values
+            _require(unused, f"{name}-ratio", value, f"{name} among the budgets")
+        for name, value in self.budget_values.items():
+            self._check_budget(name, value)
+
+    def _check_budget(self, name: str, value: float | None) -> None:
+        if name == "latency":
+            return
+        BUDGETS.check(name)
+        option = f"{name}-ratio" if name in _RATIOS else f"budget {name}"
+        if value is None:
+            extra = f", or --{option}" if name in _RATIOS else ""
+            raise UserError(f"the budget {name} needs a number: --budget {name}=NUMBER{extra}")
+        positive = math.isfinite(value) and value > 0
+        _require(positive, option, value, "a positive number")
+        _require(name not in _RATIOS or value < 1, option, value, "between 0 and 1")
+
+    @property
+    def budget_values(self) -> dict[str, float | None]:
+        """The number given for each budget, by name.
+
+        None where none was given, and for latency, whose target has options of its own.
+
+        Raises:
+            UserError: what follows ``=`` is no number, or a budget is given two different ones.
+        """
+        values: dict[str, float | None] = {}
+        for entry in self.budget:
+            name, equals, number = entry.partition("=")
+            given = [_number(entry, number)] if equals else []
+            if name in _RATIOS and (ratio := getattr(self, f"{name}_ratio")) is not None:
+                given.append(ratio)
+            if (earlier := values.get(name)) is not None:
+                given.append(earlier)
+            _require(not (name == "latency" and equals), "budget", entry,
+                     "latency alone; its target is --target-ms or --target-ratio")  # fmt: skip
+            _require(len(set(given)) <= 1, "budget", entry, f"one number for {name}, not {given}")
+            values[name] = given[0] if given else None
+        return values
 
 
 BaselineName = Literal[
@@ -273,6 +319,13 @@ class ReportConfig:
 
     source: str = _option("", "run folder, comparison folder, or latency table (.jsonl)")
     out: str | None = _option(None, "HTML file; report.html in the run folder if unset")
+
+
+def _number(entry: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"budget is {entry!r}; expected NAME or NAME=NUMBER") from None
 
 
 def _require(ok: bool, name: str, value: object, expected: str) -> None:

@@ -15,17 +15,16 @@ import torch
 from torch import nn
 
 from dsa_hw.branches import Branch, removed_branches
+from dsa_hw.budget_registry import BUDGETS, BudgetSetting
 from dsa_hw.budgets import (
     Budget,
-    FlopsBudget,
-    LatencyBudget,
-    MemoryBudget,
-    ParamsBudget,
+    BudgetRequest,
     count,
     flops_budget,
+    memory_budget,
     params_budget,
 )
-from dsa_hw.choices import merged_choices
+from dsa_hw.choices import WidthChoices, merged_choices
 from dsa_hw.closed_loop import Allocation, LoopRound, Measure, Timed, allocate, is_met
 from dsa_hw.config import DeviceConfig, ModelConfig, PruneConfig
 from dsa_hw.console import Progress
@@ -38,13 +37,12 @@ from dsa_hw.html_report import write_run_report
 from dsa_hw.importance import AtomImportance, chosen_importance
 from dsa_hw.inventory import fixed_branches_warning, take_inventory
 from dsa_hw.masks import ChannelMasks, hard_masks
-from dsa_hw.memory import PeakMemory
 from dsa_hw.models import default_input_shape, resolve_model
 from dsa_hw.processes import Processes, trains_on_cpu
 from dsa_hw.profiling import ProfiledNetwork, profile_network
 from dsa_hw.rounding import kept_importance
 from dsa_hw.run_folder import ONNX_FILE, RESULT_FILE, RunFolder, Stopwatch
-from dsa_hw.search import BudgetRequest, DSAPruner, SearchSettings, outputs_of
+from dsa_hw.search import DSAPruner, SearchSettings, outputs_of
 from dsa_hw.shared_run_folder import SharedRunFolder
 from dsa_hw.surgery import Keep, keep_most_important, remove_channels, save_pruned
 from dsa_hw.training import Stage, Trainer
@@ -318,7 +316,7 @@ def check_target(config: PruneConfig, profiled: ProfiledNetwork) -> float | None
         UserError: it is at or above the dense latency.
         InfeasibleBudget: it is below the least this network can have.
     """
-    if "latency" not in config.budget:
+    if "latency" not in config.budget_values:
         return None
     latency = profiled.latency
     dense_ms = _staircase_ms(profiled, latency.choices.dense)
@@ -336,6 +334,27 @@ def check_target(config: PruneConfig, profiled: ProfiledNetwork) -> float | None
             f"{dense_ms:.4g} ms), with every group at its smallest width"
         )
     return target_ms
+
+
+def budget_requests(
+    config: PruneConfig, target_ms: float | None, table: LatencyTable, choices: WidthChoices
+) -> list[BudgetRequest]:
+    """Everything that the configuration limits.
+
+    Args:
+        target_ms: of the latency budget, where there is one.
+        choices: widths on the device's steps. What is limited beside latency does not change them.
+
+    Raises:
+        UserError: a budget's factory cannot be imported.
+    """
+    requests = []
+    for name, value in config.budget_values.items():
+        value = target_ms if name == "latency" else value
+        assert value is not None  # the configuration has been checked
+        make = BUDGETS.find(name)
+        requests.append(make(BudgetSetting(name, value, table, choices)))
+    return requests
 
 
 def _staircase_ms(profiled: ProfiledNetwork, widths: np.ndarray) -> float:
@@ -449,23 +468,8 @@ class Run:
     # -- the small network -----------------------------------------------------------------
 
     def _requests(self) -> list[BudgetRequest]:
-        config = self.config
-        step = max(self.profiled.latency.steps.values())
-        requests: list[BudgetRequest] = []
-        for name in dict.fromkeys(config.budget):
-            if name == "latency":
-                assert self.target_ms is not None
-                requests.append(LatencyBudget(self.table, self.target_ms))
-            elif name == "flops":
-                assert config.flops_ratio is not None
-                requests.append(FlopsBudget(config.flops_ratio, step))
-            elif name == "params":
-                assert config.params_ratio is not None
-                requests.append(ParamsBudget(config.params_ratio, step))
-            else:
-                assert config.memory_ratio is not None
-                requests.append(MemoryBudget(config.memory_ratio, step))
-        return requests
+        choices = self.profiled.latency.choices
+        return budget_requests(self.config, self.target_ms, self.table, choices)
 
     def _measure(self) -> Measure | None:
         config = self.config
@@ -692,7 +696,7 @@ class Run:
         # The loop's corrections know it already where the target is a number of milliseconds.
         slower = 1.0 if config.target_ms is not None and small.rounds else drift
         flops, params = flops_budget(graph, 1.0), params_budget(graph, 1.0)
-        memory = PeakMemory(graph, 1.0)
+        memory = memory_budget(graph, 1.0)
         here = self.backend.provenance()
         provenance = dict(self.table.provenance) | here
         mismatched = [

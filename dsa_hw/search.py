@@ -27,7 +27,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +36,11 @@ from torch import Tensor, nn
 
 from dsa_hw.branch_gates import BranchGates
 from dsa_hw.branches import Branch, removed_branches
-from dsa_hw.budgets import Budget, check_names
+from dsa_hw.budgets import Budget, BudgetRequest, check_names
 from dsa_hw.choices import WidthChoices, merged_choices
 from dsa_hw.closed_loop import Allocation, Measure, allocate
 from dsa_hw.constraints import ConstraintMethod, make_mover
 from dsa_hw.constraints.mover import fit_to_budget
-from dsa_hw.deployed import DeployedGraph
 from dsa_hw.dpp import keep_probabilities, sample_masks, standardized_inexactness
 from dsa_hw.errors import InfeasibleBudget, SearchWarning
 from dsa_hw.importance import (
@@ -63,14 +62,6 @@ LONGEST_STEP = 0.1
 
 Event = dict[str, Any]
 """One line of the search's history; see ``DSAPruner._log``."""
-
-
-class BudgetRequest(Protocol):
-    """A budget before it knows the network."""
-
-    def bind(self, graph: DeployedGraph) -> tuple[Budget, WidthChoices]:
-        """The budget over this network's widths, and the widths that make sense under it."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

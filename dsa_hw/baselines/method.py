@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from dsa_hw.budgets import ModelledLatency
+from dsa_hw.budgets import BudgetRequest, ModelledLatency
 from dsa_hw.choices import WidthChoices
 from dsa_hw.closed_loop import Allocation, Measure
 from dsa_hw.config import PruneConfig
 from dsa_hw.deployed import DeployedGraph
 from dsa_hw.run_folder import RunFolder
-from dsa_hw.search import BudgetRequest, DSAPruner
+from dsa_hw.search import DSAPruner
 from dsa_hw.surgery import Keep
 from dsa_hw.training import Stage, Trainer
 
