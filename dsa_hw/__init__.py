@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from dsa_hw.search import DSAPruner, SearchSettings
     from dsa_hw.surgery import load_pruned
 
+__version__ = "0.1.0"
+
 _HOME = {
     "DSAPruner": "search",
     "FlopsBudget": "budgets",
@@ -49,3 +51,8 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'dsa_hw' has no attribute {name!r}")
     return getattr(importlib.import_module(f"dsa_hw.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List what can be imported, loaded or not yet."""
+    return sorted({*globals(), *__all__})

@@ -17,13 +17,19 @@ _RATIOS = ("flops", "params", "memory")
 NO_USE = "no use of it without training (epochs is 0)"
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _option(
+    default: Any,
+    text: str,
+    path: Literal["file", "folder"] | None = None,
+    positional: bool = False,
+) -> Any:
+    """Describe an option; a shell completes its value with a ``path`` where it is one."""
+    return field(default=default, metadata={"help": text, "path": path, "positional": positional})
 
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """Where and how the network will be deployed; shared by all commands."""
+    """Where and how the network will be deployed"""
 
     device: str = _option("cpu", "deployment device: cpu, cuda:0, or equal cards: cuda:0,cuda:1")
     backend: str | None = _option(None, "runtime; the best one installed for the device if unset")
@@ -34,7 +40,9 @@ class DeviceConfig:
         False, "on CUDA, time the copies of inputs and outputs from and to the host too"
     )
     table: str | None = _option(
-        None, "latency table file; latency_tables/<device, runtime, ...>.jsonl if unset"
+        None,
+        "latency table file; latency_tables/<device, runtime, ...>.jsonl if unset",
+        path="file",
     )
     allow_mismatch: bool = _option(
         False, "use a table that was measured on another device or runtime all the same"
@@ -50,7 +58,7 @@ class DeviceConfig:
 
 @dataclass(frozen=True)
 class ModelConfig(DeviceConfig):
-    """Which network."""
+    """Which network"""
 
     model: str = _option(
         "resnet18",
@@ -67,15 +75,15 @@ class ModelConfig(DeviceConfig):
 
 @dataclass(frozen=True)
 class ProfileConfig(ModelConfig):
-    """``python -m dsa_hw.profile``"""
+    """Measure a network's layers on a device, and add them to its latency table."""
 
 
 @dataclass(frozen=True)
 class TrainingConfig(ModelConfig):
-    """What it is trained on, and how; shared by ``prune`` and ``compare``."""
+    """What it is trained on, and how"""
 
     pretrained: bool = _option(False, "start from torchvision's or timm's weights")
-    weights: str | None = _option(None, "start from these weights (safetensors)")
+    weights: str | None = _option(None, "start from these weights (safetensors)", path="file")
     exclude: tuple[str, ...] = _option((), "patterns of layer names that keep all channels")
     importance: Literal["auto", "bn_scale", "filter_l1", "taylor"] = _option(
         "auto", "base importance; auto: taylor, without training filter_l1"
@@ -90,7 +98,7 @@ class TrainingConfig(ModelConfig):
     )
 
     data: str = _option("glyphs", "glyphs, digits, cifar10, cifar100, imagefolder, or a factory")
-    data_root: str | None = _option(None, "folder of the data set")
+    data_root: str | None = _option(None, "folder of the data set", path="folder")
     train_size: int | None = _option(None, "training images to use; all if unset")
     test_size: int | None = _option(None, "test images to use; all if unset")
     epochs: int = _option(12, "epochs in all, search and fine-tuning; 0 plans without training")
@@ -159,9 +167,11 @@ class TrainingConfig(ModelConfig):
 
 @dataclass(frozen=True)
 class PruneConfig(TrainingConfig):
-    """``python -m dsa_hw.prune``"""
+    """Prune a network to a number of milliseconds that is measured on the device."""
 
-    out: str = _option("runs/prune", "run folder; the same command again resumes what is in it")
+    out: str = _option(
+        "runs/prune", "run folder; the same command again resumes what is in it", path="folder"
+    )
     target_ms: float | None = _option(None, "latency to reach, in ms")
     target_ratio: float | None = _option(
         None, "latency to reach, as a part of the dense network's, in (0, 1)"
@@ -178,7 +188,7 @@ class PruneConfig(TrainingConfig):
     )
     search_from: str | None = _option(
         None, "run folder of a finished search on the same network and data: take what it learned "
-        "to this run's budget, without a new search"
+        "to this run's budget, without a new search", path="folder"
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -254,10 +264,12 @@ BaselineName = Literal[
 
 @dataclass(frozen=True)
 class CompareConfig(TrainingConfig):
-    """``python -m dsa_hw.compare``"""
+    """Prune a network by several methods, to the same measured latency."""
 
     out: str = _option(
-        "runs/compare", "sweep folder; the same command again (also beside itself) goes on with it"
+        "runs/compare",
+        "sweep folder; the same command again (also beside itself) goes on with it",
+        path="folder",
     )
     methods: tuple[Literal["dsa", BaselineName], ...] = _option(
         ("dsa", "uniform", "magnitude", "taylor", "halp", "mdp", "netadapt"),
@@ -306,19 +318,44 @@ class CompareConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class ValidateConfig(DeviceConfig):
-    """``python -m dsa_hw.validate``"""
+    """Time a finished run, or an exported network, again on the device."""
 
     device: str = _option("auto", "deployment device; auto: that of the run, or the cpu")
-    run: str | None = _option(None, "run folder: its model.onnx beside its prediction and target")
-    onnx: str | None = _option(None, "an exported network to time by itself")
+    run: str | None = _option(
+        None, "run folder: its model.onnx beside its prediction and target", path="folder"
+    )
+    onnx: str | None = _option(None, "an exported network to time by itself", path="file")
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """``python -m dsa_hw.report``"""
+    """Draw the report of a run, a comparison or a latency table."""
 
-    source: str = _option("", "run folder, comparison folder, or latency table (.jsonl)")
-    out: str | None = _option(None, "HTML file; report.html in the run folder if unset")
+    source: str = _option(
+        "", "run folder, comparison folder, or latency table (.jsonl)", path="file", positional=True
+    )
+    out: str | None = _option(
+        None, "HTML file; report.html in the run folder if unset", path="file"
+    )
+
+
+COMMANDS: dict[str, type] = {
+    "profile": ProfileConfig,
+    "prune": PruneConfig,
+    "compare": CompareConfig,
+    "validate": ValidateConfig,
+    "report": ReportConfig,
+}
+"""The verbs, in the order in which a user meets them."""
+
+SCRIPT = "dsa-hw"
+"""The console script that ``pyproject.toml`` installs; its first word is a verb."""
+
+COMPLETION = "completion"
+"""The one word beside the verbs: it prints a script for one of ``SHELLS``."""
+
+SHELLS = ("bash", "zsh")
+"""Shells that options are completed in; others that shtab knows were not tried."""
 
 
 def _number(entry: str, text: str) -> float:

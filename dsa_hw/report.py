@@ -30,7 +30,7 @@ def _run(config: ReportConfig) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command("report", ReportConfig, _run, argv, positional="source")
+    return run_command("report", ReportConfig, _run, argv)
 
 
 if __name__ == "__main__":
