@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint types install clean
+.PHONY: quickstart test lint types package install clean
 
 install: .venv/.installed
 
@@ -24,6 +24,9 @@ lint: install
 
 types: install
 	$(BIN)/pyright
+
+package: install
+	.ci/check-package
 
 clean:
 	rm -rf .venv runs build *.egg-info
