@@ -16,6 +16,7 @@ from dsa_hw.registry import Registry
 if TYPE_CHECKING:
     from dsa_hw.budgets import BudgetRequest
     from dsa_hw.choices import WidthChoices
+    from dsa_hw.profiling import CalibratedModel
     from profilers.table import LatencyTable
 
 
@@ -29,12 +30,14 @@ class BudgetSetting:
             factory makes of it (the project's own: the part of the dense network's cost to keep).
         table: the device's measurements, with this network in them.
         choices: widths on the device's steps.
+        latency: the network's calibrated model on the device, where it has been fitted already.
     """
 
     name: str
     value: float
     table: LatencyTable
     choices: WidthChoices
+    latency: CalibratedModel | None = None
 
 
 BudgetFactory = Callable[[BudgetSetting], "BudgetRequest"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from dsa_hw.branch_gates import BranchGates, bare_layers, spread
+from dsa_hw.branches import Branch
 from dsa_hw.budget_registry import BudgetSetting
 from dsa_hw.choices import WidthChoices, width_choices
 from dsa_hw.deployed import DeployedGraph
 from dsa_hw.errors import UserError
 from dsa_hw.latency_model import LatencyModel
 from dsa_hw.memory import PeakMemory
-from dsa_hw.profiling import latency_model
+from dsa_hw.profiling import CalibratedModel, latency_model
 from profilers.spec import LayerSpec
 from profilers.table import LatencyTable
 
@@ -235,22 +236,45 @@ class LatencyBudget:
         table: with this network's layers and whole networks (``python -m dsa_hw.profile``).
         target_ms: the latency to reach.
         name: tells several devices apart, each with a table and a target of its own.
+        latency: a model of the network that was calibrated with the table before; None fits the
+            table when the budget is bound for the first time.
     """
 
     table: LatencyTable
     target_ms: float
     name: str = "latency"
+    latency: CalibratedModel | None = None
+    _fitted: dict[tuple[str, tuple[Branch, ...]], CalibratedModel] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def bind(self, graph: DeployedGraph) -> tuple[Budget, WidthChoices]:
         """The calibrated budget over a network's widths, on the table's steps.
 
+        The table is fitted once for a network: what is appended to it later does not change the
+        budget.
+
         Raises:
             MissingMeasurement: the network has not been profiled into the table.
+            UserError: ``latency`` is of another network.
         """
-        precision = str(self.table.provenance["precision"])
-        latency = latency_model(graph.at_precision(precision), self.table)
+        latency = self._fit(graph) if self.latency is None else self.latency
+        theirs, ours = latency.model.graph, graph.at_precision(latency.model.graph.precision)
+        if (theirs.digest, theirs.branches) != (ours.digest, ours.branches):
+            raise UserError(
+                f"the latency model given to the budget {self.name!r} is of another network or of "
+                f"other removable branches (digest {theirs.digest}, and this network's is "
+                f"{ours.digest}); leave latency out to have the table fitted for this one"
+            )
         budget = ModelledLatency(latency.model, self.target_ms, name=self.name)
         return budget, latency.choices
+
+    def _fit(self, graph: DeployedGraph) -> CalibratedModel:
+        graph = graph.at_precision(str(self.table.provenance["precision"]))
+        identity = graph.digest, graph.branches
+        if identity not in self._fitted:
+            self._fitted[identity] = latency_model(graph, self.table)
+        return self._fitted[identity]
 
 
 @dataclass(frozen=True)
@@ -304,7 +328,7 @@ class MemoryBudget:
 
 def latency_request(setting: BudgetSetting) -> LatencyBudget:
     """``--budget latency``: so many milliseconds on the device of the table."""
-    return LatencyBudget(setting.table, setting.value)
+    return LatencyBudget(setting.table, setting.value, latency=setting.latency)
 
 
 def flops_request(setting: BudgetSetting) -> FlopsBudget:

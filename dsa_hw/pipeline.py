@@ -39,7 +39,7 @@ from dsa_hw.inventory import fixed_branches_warning, take_inventory
 from dsa_hw.masks import ChannelMasks, hard_masks
 from dsa_hw.models import default_input_shape, resolve_model
 from dsa_hw.processes import Processes, trains_on_cpu
-from dsa_hw.profiling import ProfiledNetwork, profile_network
+from dsa_hw.profiling import CalibratedModel, ProfiledNetwork, profile_network
 from dsa_hw.rounding import kept_importance
 from dsa_hw.run_folder import ONNX_FILE, RESULT_FILE, RunFolder, Stopwatch
 from dsa_hw.search import DSAPruner, SearchSettings, outputs_of
@@ -337,13 +337,18 @@ def check_target(config: PruneConfig, profiled: ProfiledNetwork) -> float | None
 
 
 def budget_requests(
-    config: PruneConfig, target_ms: float | None, table: LatencyTable, choices: WidthChoices
+    config: PruneConfig,
+    target_ms: float | None,
+    table: LatencyTable,
+    choices: WidthChoices,
+    latency: CalibratedModel | None = None,
 ) -> list[BudgetRequest]:
     """Everything that the configuration limits.
 
     Args:
         target_ms: of the latency budget, where there is one.
         choices: widths on the device's steps. What is limited beside latency does not change them.
+        latency: the network's model, so that nothing fits the table again.
 
     Raises:
         UserError: a budget's factory cannot be imported.
@@ -353,7 +358,7 @@ def budget_requests(
         value = target_ms if name == "latency" else value
         assert value is not None  # the configuration has been checked
         make = BUDGETS.find(name)
-        requests.append(make(BudgetSetting(name, value, table, choices)))
+        requests.append(make(BudgetSetting(name, value, table, choices, latency)))
     return requests
 
 
@@ -468,8 +473,8 @@ class Run:
     # -- the small network -----------------------------------------------------------------
 
     def _requests(self) -> list[BudgetRequest]:
-        choices = self.profiled.latency.choices
-        return budget_requests(self.config, self.target_ms, self.table, choices)
+        latency = self.profiled.latency
+        return budget_requests(self.config, self.target_ms, self.table, latency.choices, latency)
 
     def _measure(self) -> Measure | None:
         config = self.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,12 @@ from conftest import Residual
 from fake_device import STEP, FakeDevice, FakeRunner, conv_ms, network_ms
 from torch import Tensor, nn
 
-from dsa_hw.budgets import LatencyBudget, count, flops_budget, params_budget
+from dsa_hw.budgets import LatencyBudget, ModelledLatency, count, flops_budget, params_budget
 from dsa_hw.calibration import LEAST_SCALE, calibrate
 from dsa_hw.choices import random_off_steps
 from dsa_hw.coupling import find_coupling
 from dsa_hw.deployed import DeployedGraph, export_onnx
+from dsa_hw.errors import UserError
 from dsa_hw.latency_model import LatencyModel
 from dsa_hw.pipeline import unknown_operations_warning
 from dsa_hw.profiling import ProfiledNetwork, latency_model, profile_network
@@ -188,8 +190,6 @@ def test_rescaling_all_times_rescales_predictions(profiled, graph: DeployedGraph
     found, table = profiled
     doubled = LatencyTable(dict(table.provenance))
     for key, rounds in table.rounds.items():
-        import dataclasses
-
         doubled.rounds[key] = [
             (dataclasses.replace(r, median_ms=2 * r.median_ms), ref) for r, ref in rounds
         ]
@@ -224,6 +224,33 @@ def test_the_least_network_pays_at_least_its_layers(graph: DeployedGraph) -> Non
     least = torch.as_tensor(found.latency.choices.least).float()
     layers = float(model.layer_ms(least, staircase=True).sum())
     assert 0.0 < layers <= float(model.staircase_ms(least)) + 1e-9
+
+
+def test_a_budget_fits_its_table_once(graph: DeployedGraph) -> None:
+    """What another process appends in the middle of a run must not change the run's model."""
+    table = reference_table()
+    found = profile_network(graph, FakeDevice(), table, networks=12, rounds=2)
+    budget = LatencyBudget(table, 1.0)
+    given = LatencyBudget(table, 1.0, latency=found.latency)
+    before = [count(b.bind(graph)[0], graph.dense_widths) for b in (budget, given)]
+    for key in table.networks():
+        table.rounds[key] = [
+            (dataclasses.replace(taken, median_ms=2 * taken.median_ms), reference)
+            for taken, reference in table.rounds[key]
+        ]
+    assert [count(b.bind(graph)[0], graph.dense_widths) for b in (budget, given)] == before
+    bound, _ = given.bind(graph)
+    assert isinstance(bound, ModelledLatency)
+    assert bound.model is found.latency.model
+    later = count(LatencyBudget(table, 1.0).bind(graph)[0], graph.dense_widths)
+    assert later > 1.3 * before[0]
+
+
+def test_a_model_of_another_network_is_refused(graph: DeployedGraph, profiled) -> None:
+    wide, x = Residual(48), torch.randn(1, 3, 16, 16)
+    other = DeployedGraph(export_onnx(wide, x), find_coupling(wide, x))
+    with pytest.raises(UserError, match="of another network"):
+        LatencyBudget(profiled[1], 1.0, latency=profiled[0].latency).bind(other)
 
 
 def test_calibration_reports_errors_of_networks_left_out(profiled, graph: DeployedGraph) -> None:
