@@ -270,6 +270,68 @@ class DeployedGraph:
         _free_reshapes(graph)
         return model.SerializeToString()
 
+    def layer_shapes(self, widths: Widths) -> list[tuple[int, ...]]:
+        """Shape that every layer's weight has in ``resized(widths)``, in the order of ``layers``.
+
+        Raises:
+            ValueError: a grouped convolution cannot have these widths.
+        """
+        sizes = self._resized_shapes(self.model.graph, widths)
+        return [sizes[node.input[1]] for node in self._layer_nodes()]
+
+    def cut(self, keep: Sequence[np.ndarray]) -> bytes:
+        """Serialized network without the atoms that ``keep`` leaves out, its weights selected.
+
+        Args:
+            keep: for each group (atoms,) which of them stay; no branch goes.
+
+        Raises:
+            ValueError: a grouped convolution cannot have these widths.
+        """
+        widths = [
+            int(kept.sum()) * group.atom_channels
+            for kept, group in zip(keep, self.coupling.groups, strict=True)
+        ]
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        graph = model.graph
+        del graph.value_info[:]
+        tensors = {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:
+            for name, axes in self._kept_by_axis(node, keep).items():
+                value = numpy_helper.to_array(tensors[name])
+                for axis, kept in axes.items():
+                    value = value.take(kept, axis)
+                tensors[name].CopyFrom(numpy_helper.from_array(value, name))
+            self._fix_attributes(node, widths)
+        _free_reshapes(graph)
+        return model.SerializeToString()
+
+    def _kept_by_axis(
+        self, node: onnx.NodeProto, keep: Sequence[np.ndarray]
+    ) -> dict[str, dict[int, np.ndarray]]:
+        """Indices that stay along the axes of a node's weights, by the weights' names."""
+        maps = self.coupling.maps
+        if node.op_type == "BatchNormalization":
+            side = (_module_name(node.input[1]), "out")
+            kept = {0: maps[side].kept(keep)} if side in maps else {}
+            return {name: kept for name in node.input[1:]}
+        if node.op_type not in LAYER_OPS:
+            return {}
+        layer = self.layers[list(self._module_of).index(node.output[0])]
+        out, into = 0, 1
+        if node.op_type == "Gemm" and not any(a.name == "transB" and a.i for a in node.attribute):
+            out, into = 1, 0
+        axes: dict[int, np.ndarray] = {}
+        if (layer.name, "out") in maps:
+            axes[out] = maps[layer.name, "out"].kept(keep)
+        if (layer.name, "in") in maps and not layer.spec.tied:
+            axes[into] = maps[layer.name, "in"].kept(keep)
+        found = {node.input[1]: axes}
+        if len(node.input) > 2:
+            found[node.input[2]] = {0: axes[out]} if out in axes else {}
+        return found
+
     @functools.cached_property
     def _hollow(self) -> onnx.ModelProto:
         """The graph with its layers' weights left out: what is copied for every other width."""
@@ -290,12 +352,12 @@ class DeployedGraph:
 
     def _layer_module(self, node: onnx.NodeProto) -> str:
         name = node.input[1]
-        if name not in self._weights or not name.endswith(".weight"):
+        if name not in self._weights or not _plain_name(name).endswith(".weight"):
             raise UnsupportedModel(
                 f"the {node.op_type} node {node.name!r} computes with {name!r}, which is not the "
                 "weight of a convolution or linear layer"
             )
-        return name.removesuffix(".weight")
+        return _module_name(name)
 
     def _layer(self, node: onnx.NodeProto) -> Layer:
         module = self._module_of[node.output[0]]
@@ -500,8 +562,22 @@ def _free_reshapes(graph: onnx.GraphProto) -> None:
                 tensor.CopyFrom(numpy_helper.from_array(shape, tensor.name))
 
 
+SECOND_USE = "@"
+"""Between a tensor's name and where it is used, if that is not its first use."""
+
+
+def _plain_name(tensor: str) -> str:
+    return tensor.partition(SECOND_USE)[0]
+
+
+def _module_name(weight: str) -> str:
+    """The module that a weight is of."""
+    return _plain_name(weight).removesuffix(".weight")
+
+
 def _unshare_weights(graph: onnx.GraphProto) -> None:
-    """Give every layer its own tensors: the exporter stores equal ones (zero biases) once."""
+    """Give every node tensors of its own: the exporter stores equal ones (zero biases) once, and a
+    module that is called twice has one weight."""
     tensors = {i.name: i for i in graph.initializer}
     used: set[str] = set()
     for node in graph.node:
@@ -513,7 +589,7 @@ def _unshare_weights(graph: onnx.GraphProto) -> None:
             if name in used:
                 copy = graph.initializer.add()
                 copy.CopyFrom(tensors[name])
-                copy.name = f"{name}@{node.output[0]}.{index}"
+                copy.name = f"{name}{SECOND_USE}{node.output[0]}.{index}"
                 node.input[index] = copy.name
             used.add(name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from dsa_hw.branch_surgery import locate_branches
 from dsa_hw.branches import Branch
 from dsa_hw.coupling import Coupling, find_coupling
 from dsa_hw.deployed import DeployedGraph, export_onnx
+from dsa_hw.dry_cut import DryCut, frozen_summary, make_probe
 from dsa_hw.onnx_branches import Region
 
 
@@ -26,6 +28,9 @@ def take_inventory(
 ) -> DeployedGraph:
     """The deployed graph of ``model`` with the coupling of its channels.
 
+    The network is cut at random, in a copy with random weights, to see that it can be: groups that
+    cannot be cut are frozen, and say why (``frozen_note``).
+
     Args:
         example_inputs: (N, C, H, W), on the model's device; N is the deployed batch size.
         exclude: patterns of module names whose channels all stay.
@@ -33,14 +38,52 @@ def take_inventory(
             none in the graph.
 
     Raises:
-        UnsupportedModel: the model cannot be traced or exported.
+        UnsupportedModel: the model cannot be traced, exported, or cut.
     """
-    coupling = find_coupling(model, example_inputs, exclude)
-    graph = DeployedGraph(export_onnx(model, example_inputs), coupling, precision)
+    probe = make_probe(model, example_inputs)
+    example = example_inputs.detach().cpu().float()
+    coupling = find_coupling(probe, example, exclude)
+    graph = DeployedGraph(export_onnx(probe, example), coupling, precision)
+    graph.coupling = coupling.frozen(_without_layers(graph, probe))
+    graph.coupling = DryCut(probe, graph, example).checked()
     if not remove_branches:
         return graph
-    found = find_branches(model, coupling, graph.regions(), exclude)
+    uses = Counter(layer.name for layer in graph.layers)
+    regions = [r for r in graph.regions() if all(uses[name] == 1 for name in r.layers)]
+    found = find_branches(model, graph.coupling, regions, exclude)
     return graph.with_branches(found.removable, found.fixed)
+
+
+def _without_layers(graph: DeployedGraph, model: nn.Module) -> dict[int, str]:
+    """Groups with channels in layers that the deployed graph has as something else, and why they
+    are frozen: what such a layer costs is not known at other widths."""
+    deployed = {layer.name for layer in graph.layers}
+    reasons: dict[int, str] = {}
+    for name, _ in graph.coupling.maps:
+        if name in deployed or not isinstance(model.get_submodule(name), (nn.Conv2d, nn.Linear)):
+            continue
+        for index in graph.coupling.groups_of(name):
+            reasons.setdefault(
+                index,
+                f"{name} is no convolution or linear layer on (N, C) in the exported graph "
+                "(linear layers on more dimensions are matrix products there)",
+            )
+    return reasons
+
+
+def frozen_note(graph: DeployedGraph) -> list[str]:
+    """What a user should know of channels that keep their number, apart from the outputs."""
+    coupling = graph.coupling
+    expected = Coupling(
+        tuple(g for g in coupling.groups if g.frozen != "network output"), coupling.maps
+    )
+    frozen = sum(g.frozen is not None for g in expected.groups)
+    if not frozen:
+        return []
+    return [
+        f"{frozen} of {len(coupling.groups)} groups of channels keep their width: "
+        f"{frozen_summary(expected)}"
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,14 @@ the output of its last module takes that away: 1 where the branch is there, 0 wh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_flatten
 
 from dsa_hw.branches import Branch
 from dsa_hw.coupling import Coupling
@@ -135,7 +137,7 @@ class ChannelMasks:
 
     Args:
         model: changed in place, until ``remove``.
-        example_inputs: (N, C, H, W), to see which layers a batch-norm follows.
+        example_inputs: (N, C, H, W), to see which layers batch-norms alone follow.
         with_gradients: collect the loss's gradient by mask (``gate_gradients``) while training.
         branches: that have gates.
     """
@@ -247,23 +249,25 @@ def _masking_hook(store: MaskStore, layer: int):
     return hook
 
 
-@torch.no_grad()
 def _followed_by_norm(model: nn.Module, example_inputs: Tensor) -> set[str]:
-    """Names of the layers whose output a batch-norm takes as it is."""
+    """Names of the layers whose outputs batch-norms take as they are, and nothing else takes.
+
+    Who takes an output is read off the gradients' graph.
+    """
     made: dict[int, tuple[str, Tensor]] = {}
-    followed: set[str] = set()
+    takers: Counter[int] = Counter()
 
     def note(name: str):
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                source = made.get(id(inputs[0]))
-                if source is not None:
-                    followed.add(source[0])
+                takers[id(inputs[0])] += id(inputs[0]) in made
             else:
                 made[id(output)] = (name, output)
+                nodes[id(output)] = output.grad_fn
 
         return hook
 
+    nodes: dict[int, torch.autograd.graph.Node | None] = {}
     kinds = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
     handles = [
         module.register_forward_hook(note(name))
@@ -273,9 +277,33 @@ def _followed_by_norm(model: nn.Module, example_inputs: Tensor) -> set[str]:
     was_training = model.training
     model.eval()
     try:
-        model(example_inputs)
+        with torch.enable_grad():
+            outputs = model(example_inputs.detach().clone().requires_grad_())
     finally:
         model.train(was_training)
         for handle in handles:
             handle.remove()
-    return followed
+    readers = _readers(outputs)
+    alone: dict[str, bool] = {}
+    for key, (name, _) in made.items():
+        normed = takers[key] > 0 and readers[nodes[key]] == takers[key]
+        alone[name] = alone.get(name, True) and normed
+    return {name for name, normed in alone.items() if normed}
+
+
+def _readers(outputs: object) -> Counter[torch.autograd.graph.Node | None]:
+    """How often the result of every node of the gradients' graph is read, by a node or as an
+    output."""
+    tensors, _ = tree_flatten(outputs)
+    waiting = [t.grad_fn for t in tensors if isinstance(t, Tensor) and t.grad_fn is not None]
+    readers: Counter[torch.autograd.graph.Node | None] = Counter(waiting)
+    seen = set(waiting)
+    while waiting:
+        for source, _ in waiting.pop().next_functions:
+            if source is None:
+                continue
+            readers[source] += 1
+            if source not in seen:
+                seen.add(source)
+                waiting.append(source)
+    return readers

@@ -89,7 +89,7 @@ class _Reader:
         if not reached or not inside or not self._closed(inside, nodes):
             return None
         layers = tuple(
-            self.nodes[i].input[1].removesuffix(".weight")
+            self.nodes[i].input[1].partition("@")[0].removesuffix(".weight")
             for i in sorted(inside)
             if self.nodes[i].op_type in LAYER_OPS
         )

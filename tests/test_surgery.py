@@ -13,6 +13,7 @@ from torch import nn
 from dsa_hw.coupling import Coupling, find_coupling
 from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.errors import RunFolderError, UnsupportedModel
+from dsa_hw.inventory import take_inventory
 from dsa_hw.masks import ChannelMasks
 from dsa_hw.search import outputs_of
 from dsa_hw.surgery import kept_widths, load_pruned, remove_channels, save_pruned
@@ -149,5 +150,9 @@ def test_unsupported_layers_are_named(images: torch.Tensor) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(self.norm(self.conv(x)))
 
-    with pytest.raises(UnsupportedModel, match="norm"):
-        find_coupling(Grouped(), images)
+    groups = find_coupling(Grouped(), images).groups
+    assert groups[0].frozen == (
+        "norm (GroupNorm) takes them, and a GroupNorm cannot be made smaller yet"
+    )
+    with pytest.raises(UnsupportedModel, match=r"conv: norm \(GroupNorm\)"):
+        take_inventory(Grouped(), images)
