@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint types package install clean
+.PHONY: quickstart test lint types docs package install clean
 
 install: .venv/.installed
 
@@ -25,8 +25,12 @@ lint: install
 types: install
 	$(BIN)/pyright
 
+# Into site/; to search it, serve it: .venv/bin/python -m http.server --directory site
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 package: install
 	.ci/check-package
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv runs build dist site *.egg-info

@@ -6,7 +6,7 @@ Parts are in order of worth, each with a time of its own; measuring stops with i
 that fails is reported with its error, and the others go on. What a part finds is kept in the
 folder as soon as it exists, so the same command again goes on with what is left; with
 ``--minutes 0`` it only prints the table. ``--device cpu`` runs the same parts on a tiny network,
-to exercise them where there is no GPU: its figures mean nothing. See docs/gpu.md.
+to exercise them where there is no GPU: its figures mean nothing. See docs/guide/gpu.md.
 """
 
 from __future__ import annotations

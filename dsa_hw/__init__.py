@@ -11,28 +11,38 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dsa_hw.budgets import FlopsBudget, LatencyBudget, MemoryBudget, ParamsBudget
+    from dsa_hw.data import DataSplits
+    from dsa_hw.deployed import export_onnx
     from dsa_hw.errors import InfeasibleBudget, SearchWarning, UnsupportedModel, UserError
     from dsa_hw.search import DSAPruner, SearchSettings
     from dsa_hw.surgery import load_pruned
+    from dsa_hw.validation import loop_measure
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "DSAPruner": "search",
-    "FlopsBudget": "budgets",
-    "InfeasibleBudget": "errors",
-    "LatencyBudget": "budgets",
-    "MemoryBudget": "budgets",
-    "ParamsBudget": "budgets",
-    "SearchSettings": "search",
-    "SearchWarning": "errors",
-    "UnsupportedModel": "errors",
-    "UserError": "errors",
-    "load_pruned": "surgery",
+    path.rpartition(".")[2]: path.rpartition(".")[0]
+    for path in (
+        "dsa_hw.budgets.FlopsBudget",
+        "dsa_hw.budgets.LatencyBudget",
+        "dsa_hw.budgets.MemoryBudget",
+        "dsa_hw.budgets.ParamsBudget",
+        "dsa_hw.data.DataSplits",
+        "dsa_hw.deployed.export_onnx",
+        "dsa_hw.errors.InfeasibleBudget",
+        "dsa_hw.errors.SearchWarning",
+        "dsa_hw.errors.UnsupportedModel",
+        "dsa_hw.errors.UserError",
+        "dsa_hw.search.DSAPruner",
+        "dsa_hw.search.SearchSettings",
+        "dsa_hw.surgery.load_pruned",
+        "dsa_hw.validation.loop_measure",
+    )
 }
 
 __all__ = [
     "DSAPruner",
+    "DataSplits",
     "FlopsBudget",
     "InfeasibleBudget",
     "LatencyBudget",
@@ -42,7 +52,9 @@ __all__ = [
     "SearchWarning",
     "UnsupportedModel",
     "UserError",
+    "export_onnx",
     "load_pruned",
+    "loop_measure",
 ]
 
 
@@ -50,7 +62,7 @@ def __getattr__(name: str) -> object:
     """Import on first use: ``--help`` must not pay for torch."""
     if name not in _HOME:
         raise AttributeError(f"module 'dsa_hw' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"dsa_hw.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,7 @@
 """The precision that training computes in: what ``auto`` means on a device, and what is slow there.
 
 A CPU without bfloat16 instructions emulates them: a step of a small residual network took 4.4 s on
-an AVX2 machine where float32 takes 0.36 s (docs/decisions.md).
+an AVX2 machine where float32 takes 0.36 s (docs/lab-notes.md).
 """
 
 from __future__ import annotations
