@@ -35,7 +35,7 @@ def _add_options(parser: argparse.ArgumentParser, config_class: type) -> None:
         hint, element = hints[option.name], element_of(hints[option.name])
         settings: dict[str, Any] = {
             "help": option.metadata["help"].replace("%", "%%"),
-            "choices": _choices(hint if element is None else element),
+            "choices": list(option.metadata["known"]) or _choices(element or hint),
         }
         if element is not None:
             settings["nargs"] = "+"

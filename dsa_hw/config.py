@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,9 +23,17 @@ def _option(
     text: str,
     path: Literal["file", "folder"] | None = None,
     positional: bool = False,
+    known: Iterable[str] = (),
 ) -> Any:
-    """Describe an option; a shell completes its value with a ``path`` where it is one."""
-    return field(default=default, metadata={"help": text, "path": path, "positional": positional})
+    """Describe an option.
+
+    Args:
+        path: a shell completes its value with paths.
+        positional: its value is given without its name.
+        known: values that a shell offers; others are allowed too.
+    """
+    metadata = {"help": text, "path": path, "positional": positional, "known": known}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -180,6 +189,7 @@ class PruneConfig(TrainingConfig):
         ("latency",),
         "what is limited: latency, flops, params, memory, or package.module:factory; several at "
         "once work; all but latency may be given with their number: flops=0.5",
+        known=BUDGETS,
     )
     flops_ratio: float | None = _option(None, "part of the dense FLOPs to keep, in (0, 1)")
     params_ratio: float | None = _option(None, "part of the dense weights to keep, in (0, 1)")
