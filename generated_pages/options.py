@@ -42,7 +42,8 @@ def page() -> str:
 def _row(option: Any, hint: Any) -> str:
     name = option.name.upper() if option.metadata["positional"] else option_name(option)
     cells = [f"`{name}`", _takes(hint), _default(option.default), option.metadata["help"]]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    cells = [cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells]
+    return f"| {' | '.join(cells)} |"
 
 
 def _takes(hint: Any) -> str:

@@ -31,7 +31,7 @@ def number(value: Any) -> str:
 
 def percent(value: Any) -> str:
     """A part of one as a percentage."""
-    return "" if value is None else f"{100 * value:.1f}%"
+    return "" if value is None else f"{100 * value:.2f}%"
 
 
 def percentage(value: Any) -> str:
@@ -312,6 +312,8 @@ def _words(key: str) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
-    )
+    return "\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")

@@ -25,7 +25,7 @@ def test_the_reference_has_every_option_of_every_verb(verb: str) -> None:
         name = option.name.upper() if option.metadata["positional"] else option_name(option)
         rows = [line for line in section.splitlines() if f"| `{name}` |" in line]
         assert len(rows) == 1
-        assert option.metadata["help"].replace("|", "\\|") in rows[0]
+        assert option.metadata["help"].replace("|", "\\|").replace("<", "&lt;") in rows[0]
 
 
 def test_every_result_file_has_a_page() -> None:
