@@ -56,7 +56,7 @@ from dsa_hw.validation import (
     timed_to_target,
 )
 from profilers.backends import Backend, open_backend
-from profilers.collect import call_ms, nominal_reference_ms
+from profilers.collect import nominal_reference_ms
 from profilers.table import LatencyTable, NetworkKey, default_path
 from profilers.timing import Measurement, paired, ratio
 
@@ -94,7 +94,6 @@ def configured_table(config: DeviceConfig, backend: Backend) -> LatencyTable:
         return LatencyTable.open(path, provenance, allow=config.allow_mismatch)
     header = provenance | {
         "reference_ms": nominal_reference_ms(backend),
-        "call_ms": call_ms(backend),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "dsa_hw_version": _own_version(),
         "layers_timed": "as inside a network: batch-norm folded, activation fused, no reorders",
@@ -255,7 +254,7 @@ def _know_device(config: PruneConfig, dense: Dense, progress: Progress) -> Known
     progress.say(f"latency table: {table.path}")
     profiled = profile_network(
         dense.graph, backend, table, networks=config.calibration_networks, rounds=config.rounds,
-        seed=config.seed, on_progress=progress,
+        seed=config.seed, on_progress=progress, on_notice=progress.say,
     )  # fmt: skip
     target_ms = check_target(config, profiled)
     return KnownDevice(backend, table, profiled, target_ms, time.perf_counter() - started)

@@ -36,13 +36,14 @@ def _run(config: ProfileConfig) -> int:
     table = configured_table(config, backend)
     profiled = profile_network(
         graph, backend, table, networks=config.calibration_networks, rounds=config.rounds,
-        seed=config.seed, on_progress=progress,
+        seed=config.seed, on_progress=progress, on_notice=progress.say,
     )  # fmt: skip
     collected, calibration = profiled.collected, profiled.latency.calibration
     steps = ", ".join(f"{kind} {step}" for kind, step in profiled.latency.steps.items())
     print(
         f"measured {collected.measured} entries in {collected.seconds:.0f} s, "
-        f"reused {collected.reused}, unstable {collected.unstable}\n"
+        f"reused {collected.reused}, unstable {collected.unstable}, "
+        f"{collected.disturbed} disturbed rounds set aside\n"
         f"steps in channels: {steps}\n"
         f"held-out prediction error on {len(calibration.points)} whole networks: "
         f"{calibration.heldout_mape_pct:.2f}% mean, {calibration.heldout_max_pct:.2f}% max\n"

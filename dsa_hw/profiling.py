@@ -15,7 +15,7 @@ from dsa_hw.deployed import DeployedGraph
 from dsa_hw.latency_model import LatencyModel, table_requests
 from dsa_hw.refinement import Refinement
 from profilers.backends import Backend
-from profilers.collect import Collected, Request, collect
+from profilers.collect import Collected, Request, call_requests, collect
 from profilers.errors import MeasuringStopped, MissingMeasurement
 from profilers.steps import canonical_layers, find_steps, sweep_keys, sweep_requests
 from profilers.table import LatencyTable, NetworkKey
@@ -69,6 +69,7 @@ def profile_network(
     seed: int = 0,
     on_progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
+    on_notice: Callable[[str], None] | None = None,
 ) -> ProfiledNetwork:
     """Measure steps, layers and whole networks where the table lacks them, and calibrate.
 
@@ -81,6 +82,7 @@ def profile_network(
         rounds: of each layer; sweeps for steps and networks get twice as many.
         stop: once it says so no more rounds are taken. One round of everything, and of
             ``LEAST_NETWORKS`` whole networks, gives a latency model already.
+        on_notice: told when other programs do not leave the processors alone.
 
     Raises:
         MeasuringStopped: ``stop`` said so before that; the same call goes on from there.
@@ -89,8 +91,9 @@ def profile_network(
     def measure(what: str, requests: list[Request], rounds: int) -> Collected:
         report = None if on_progress is None else functools.partial(on_progress, what)
         return collect(
-            table, backend, requests, rounds=rounds, seed=seed, on_progress=report, stop=stop
-        )
+            table, backend, requests, rounds=rounds, seed=seed, on_progress=report, stop=stop,
+            on_notice=on_notice,
+        )  # fmt: skip
 
     def need(what: str, requests: list[Request], least: int) -> None:
         there = sum(r.key in table for r in requests)
@@ -102,7 +105,7 @@ def profile_network(
 
     specs = [layer.spec for layer in graph.layers]
     sweeps = sweep_requests(specs)
-    parts = [measure("steps", sweeps, 2 * rounds)]
+    parts = [measure("steps", sweeps + call_requests(backend), 2 * rounds)]
     need("steps", sweeps, len(sweeps))
     steps = find_steps(table, specs)
     choices = width_choices(graph, steps)
@@ -195,4 +198,5 @@ def _sum(parts: list[Collected]) -> Collected:
         unstable=sum(p.unstable for p in parts),
         seconds=sum(p.seconds for p in parts),
         left=sum(p.left for p in parts),
+        disturbed=sum(p.disturbed for p in parts),
     )

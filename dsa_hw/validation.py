@@ -16,6 +16,8 @@ from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.errors import UserError
 from dsa_hw.search import outputs_of
 from profilers.backends import Backend
+from profilers.collect import References, threads_of
+from profilers.host import Patience
 from profilers.timing import Measurement, SamplePlan, measure_interleaved, paired
 
 PLAN = SamplePlan(sample_ms=8.0, samples=3, warmup_ms=12.0)
@@ -37,8 +39,16 @@ def time_networks(
     time_limit_s: float = 20.0,
     seed: int = 0,
     on_round: Callable[[int], None] | None = None,
+    fast_memory_ms: float | None = None,
+    on_notice: Callable[[str], None] | None = None,
 ) -> dict[str, Measurement]:
-    """Interleaved measurements of whole networks, every round in a process of its own."""
+    """Interleaved measurements of whole networks, every round in a process of its own.
+
+    Args:
+        fast_memory_ms: the memory reference's time in the machine's fast state, where a table knows
+            it (``LatencyTable.fast_memory_ms``).
+        on_notice: told when other programs do not leave the processors alone.
+    """
     return measure_interleaved(
         {name: lambda m=model: backend.open(m) for name, model in models.items()},
         plan=PLAN,
@@ -49,6 +59,9 @@ def time_networks(
         seed=seed,
         before_round=backend.renew,
         on_round=on_round,
+        memory=References(backend).memory,
+        fast_memory_ms=fast_memory_ms,
+        wait=Patience(threads_of(backend), on_notice=on_notice).wait,
     )
 
 

@@ -14,23 +14,31 @@ from dataclasses import dataclass
 from profilers.backends import Backend, TimesPacks
 from profilers.backends.parallel import members_of
 from profilers.errors import ProvenanceMismatch
-from profilers.onnx_layers import layer_model, tiny_model
+from profilers.host import Patience
+from profilers.onnx_layers import layer_model, stream_model, tiny_model
 from profilers.spec import LayerSpec
-from profilers.table import Key, LatencyTable, LayerKey
-from profilers.timing import Round, SamplePlan
+from profilers.table import CallKey, Key, LatencyTable, LayerKey
+from profilers.timing import MEMORY_PLAN, Round, SamplePlan, Subject
 
 LAYER_PLAN = SamplePlan(sample_ms=2.0, samples=3, warmup_ms=5.0)
 NETWORK_PLAN = SamplePlan(sample_ms=8.0, samples=3, warmup_ms=12.0)
 REFERENCE_PLAN = SamplePlan(sample_ms=2.0, samples=3, warmup_ms=5.0)
-REFERENCE_EVERY_S = 0.25
+REFERENCE_EVERY_S = 0.5
+"""Between two readings of the references, which take some 50 ms together: a tenth of the time."""
 REFERENCE_READINGS = 31
 """The machine's speed is the median of so many readings: one is off by 10% as often as not where
 other guests of the host come and go, and would put its own noise on what it corrects."""
 FIRST_READINGS = 9
+MEMORY_READINGS = 5
+"""The same of the memory reference: states of the memory last for seconds."""
+RETAKEN = 2.0
+"""Times the rounds asked for: the most that are taken where some of them are disturbed."""
 UNSTABLE_SPREAD_PCT = 8.0
 EXTRA_ROUNDS = 2
 MODEL_BYTES = 2**30
 """Of whole networks that are kept for their next rounds: building one takes longer than a round."""
+CALL_SHARE = 4
+"""Rounds of a call of the runtime for one of a layer: it is a part of every layer's time."""
 PACK_BYTES = 256 * 2**20
 """Of a pack's inputs, outputs and weights: packing is for small layers."""
 
@@ -55,12 +63,27 @@ class Request:
         """A layer at given channels."""
         return cls(LayerKey(spec, cin, cout), lambda: layer_model(spec, cin, cout))
 
+    @classmethod
+    def call(cls) -> Request:
+        """A call of the runtime by itself, which is subtracted from every layer's time."""
+        return cls(CallKey(), tiny_model, CALL_SHARE)
+
+
+def call_requests(backend: Backend) -> list[Request]:
+    """What to measure of calling the runtime, beside layers.
+
+    Nothing where layers are timed several in one CUDA graph: what stands between two kernels there,
+    a network pays as often.
+    """
+    return [Request.call()] if backend.layers_pay_call else []
+
 
 @dataclass(frozen=True, slots=True)
 class Collected:
     """What a call to ``collect`` did: numbers of measurements (a key each).
 
-    ``left`` are rounds that were not taken because ``stop`` said so.
+    ``left`` are rounds that were not taken because ``stop`` said so, ``disturbed`` rounds that were
+    taken and do not count, because others had the processor or the memory was slow.
     """
 
     measured: int
@@ -68,40 +91,40 @@ class Collected:
     unstable: int
     seconds: float
     left: int = 0
+    disturbed: int = 0
 
 
-class Reference:
-    """A fixed kernel whose time says how fast the machine is at the moment."""
+class References:
+    """Two fixed kernels whose times say how fast the machine is: at computing, and at memory."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._model = layer_model(REFERENCE_SPEC, REFERENCE_CHANNELS, REFERENCE_CHANNELS)
+        self._computing = layer_model(REFERENCE_SPEC, REFERENCE_CHANNELS, REFERENCE_CHANNELS)
+        self._stream = stream_model()
+        self._on_host = threads_of(backend) > 0
 
-    def measure_ms(self) -> float:
-        """Its time now."""
-        with self._backend.open_layer(self._model) as runner:
+    def computing_ms(self) -> float:
+        """The time of a dense convolution now."""
+        with self._backend.open_layer(self._computing) as runner:
             return runner.take_round(REFERENCE_PLAN).median_ms
+
+    @property
+    def memory(self) -> Subject | None:
+        """The kernel that is bound by memory, to be timed; None on a card of one's own."""
+        return (lambda: self._backend.open(self._stream)) if self._on_host else None
+
+    def memory_ms(self) -> float | None:
+        """Its time now."""
+        if self.memory is None:
+            return None
+        with self.memory() as runner:
+            return runner.take_round(MEMORY_PLAN).median_ms
 
 
 def nominal_reference_ms(backend: Backend, rounds: int = REFERENCE_READINGS) -> float:
     """The reference kernel's time for a new table's header: the median of a few rounds."""
-    reference = Reference(backend)
-    return sorted(reference.measure_ms() for _ in range(rounds))[rounds // 2]
-
-
-def call_ms(backend: Backend, rounds: int = 9) -> float:
-    """What calling the runtime costs by itself: a model of one tiny activation, for a new header.
-
-    Every isolated layer pays it, and a network pays it once. Nothing where layers are timed
-    several in one CUDA graph: what stands between two kernels there, a network pays as often.
-    """
-    if not backend.layers_pay_call:
-        return 0.0
-    values = []
-    for _ in range(rounds):
-        with backend.open_layer(tiny_model()) as runner:
-            values.append(runner.take_round(LAYER_PLAN).median_ms)
-    return sorted(values)[rounds // 2]
+    references = References(backend)
+    return sorted(references.computing_ms() for _ in range(rounds))[rounds // 2]
 
 
 def collect(
@@ -113,6 +136,7 @@ def collect(
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    on_notice: Callable[[str], None] | None = None,
 ) -> Collected:
     """Bring every request to ``rounds`` rounds (times its share) in the table.
 
@@ -121,8 +145,12 @@ def collect(
     A request whose rounds still differ by more than ``UNSTABLE_SPREAD_PCT`` (of their median)
     gets up to ``EXTRA_ROUNDS`` more; if that does not settle it, it is counted as unstable.
 
+    Rounds during which others took the processor, or in which the machine's memory was slower than
+    it can be, are taken again, in all at most ``RETAKEN`` times as many rounds as were asked for.
+
     Args:
         on_progress: called with (rounds done, rounds planned).
+        on_notice: told when other programs do not leave the processors alone.
         stop: asked before each round; once it says so, no more are taken. What is there is kept,
             and the same call goes on with the rest another time.
 
@@ -135,13 +163,15 @@ def collect(
     missing = [r for r in unique.values() if _lacking(table, r, rounds)]
     if missing:
         _refuse_to_mix(table, backend, len(missing))
-    session = _Session(table, backend, missing, random.Random(seed), on_progress, stop)
+    patience = Patience(threads_of(backend), on_notice=on_notice)
+    session = _Session(table, backend, missing, random.Random(seed), on_progress, stop, patience)
     session.take(missing, rounds, planned=sum(_lacking(table, r, rounds) for r in missing))
     left = sum(_lacking(table, r, rounds) for r in missing)
     for extra in range(0 if left else EXTRA_ROUNDS):
         unsettled = [r for r in missing if _spread_pct(table, r.key) > UNSTABLE_SPREAD_PCT]
         more = sum(r.share for r in unsettled)
         session.take(unsettled, rounds + extra + 1, planned=session.done + more)
+    table.sync()
     measured = [r for r in missing if r.key in table]
     unstable = sum(_spread_pct(table, r.key) > UNSTABLE_SPREAD_PCT for r in measured)
     return Collected(
@@ -150,11 +180,21 @@ def collect(
         unstable=unstable,
         seconds=time.perf_counter() - start,
         left=left,
+        disturbed=session.disturbed,
     )
 
 
+def threads_of(backend: Backend) -> int:
+    """Processors that a round uses; 0 where it runs on a card, whose memory nobody else uses."""
+    return int(backend.provenance()["threads"])
+
+
 def _lacking(table: LatencyTable, request: Request, rounds: int) -> int:
-    return max(0, rounds * request.share - len(table.rounds.get(request.key, ())))
+    """Rounds that a request still needs, as far as it may have them."""
+    wanted = rounds * request.share
+    taken = table.rounds.get(request.key, ())
+    counting = sum(table.counts(one) for one in taken)
+    return max(0, min(wanted - counting, round(RETAKEN * wanted) - len(taken)))
 
 
 def packs_of(requests: Sequence[Request], size: int) -> list[tuple[Request, ...]]:
@@ -215,49 +255,61 @@ class _Station:
 
     def __init__(self, backend: Backend, models: _Models) -> None:
         self._backend, self._models = backend, models
-        self._reference = Reference(backend)
+        self._references = References(backend)
         self._readings: deque[float] = deque(maxlen=REFERENCE_READINGS)
-        self._reference_at = float("-inf")
+        self._memory_readings: deque[float] = deque(maxlen=MEMORY_READINGS)
+        self._read_at = float("-inf")
 
     def measure(
         self, pack: Sequence[Request], wanted: Container[Key]
-    ) -> Iterator[tuple[Request, Round, float]]:
-        """A round of each wanted request, and the reference's time of late.
+    ) -> Iterator[tuple[Request, Round, float, float | None]]:
+        """A round of each wanted request, and the references' times of late.
 
         Args:
             pack: measured together where the backend does that, else one by one.
         """
         if len(pack) > 1 and isinstance(self._backend, TimesPacks):
-            reference_ms = self._recent_reference_ms()
+            self._look()
             together = self._backend.layers_per_pack > 1
             rounds = self._backend.pack_rounds([r.model() for r in pack]) if together else None
             if rounds is not None:
                 for request, taken in zip(pack, rounds, strict=True):
                     if request.key in wanted:
-                        yield request, taken, reference_ms
+                        yield request, taken, self._reference_ms, self._memory_ms
                 return
         for request in pack:
             if request.key in wanted:
-                reference_ms = self._recent_reference_ms()
-                yield request, self._alone(request), reference_ms
+                self._look()
+                yield request, self._alone(request), self._reference_ms, self._memory_ms
 
     def _alone(self, request: Request) -> Round:
         model = self._models.of(request)
-        if isinstance(request.key, LayerKey):
+        if isinstance(request.key, LayerKey | CallKey):
             opened, plan = self._backend.open_layer(model), LAYER_PLAN
         else:
             opened, plan = self._backend.open(model), NETWORK_PLAN
         with opened as runner:
             return runner.take_round(plan)
 
-    def _recent_reference_ms(self) -> float:
-        """The reference's time of late."""
-        if not self._readings:
-            self._readings.extend(self._reference.measure_ms() for _ in range(FIRST_READINGS))
-        elif time.perf_counter() - self._reference_at > REFERENCE_EVERY_S:
-            self._readings.append(self._reference.measure_ms())
-            self._reference_at = time.perf_counter()
+    @property
+    def _reference_ms(self) -> float:
         return statistics.median(self._readings)
+
+    @property
+    def _memory_ms(self) -> float | None:
+        return statistics.median(self._memory_readings) if self._memory_readings else None
+
+    def _look(self) -> None:
+        """Time the references, if that was not done of late."""
+        if not self._readings:
+            self._readings.extend(self._references.computing_ms() for _ in range(FIRST_READINGS))
+        elif time.perf_counter() - self._read_at <= REFERENCE_EVERY_S:
+            return
+        else:
+            self._readings.append(self._references.computing_ms())
+        if (memory_ms := self._references.memory_ms()) is not None:
+            self._memory_readings.append(memory_ms)
+        self._read_at = time.perf_counter()
 
 
 class _Session:
@@ -271,6 +323,7 @@ class _Session:
         shuffler: random.Random,
         on_progress: Callable[[int, int], None] | None,
         stop: Callable[[], bool] | None,
+        patience: Patience,
     ) -> None:
         self._table = table
         self._shuffler = shuffler
@@ -285,7 +338,9 @@ class _Session:
         )
         self._lock = threading.Lock()
         self._failed = False
+        self._patience = patience
         self.done = 0
+        self.disturbed = 0
 
     def take(self, requests: Sequence[Request], rounds: int, planned: int) -> None:
         """Rounds in passes: each pass gives every request its share of what it lacks, shuffled."""
@@ -333,14 +388,19 @@ class _Session:
                 pack = None if self._failed or self._stop() else next(waiting, None)
             if pack is None:
                 return
-            for request, taken, reference_ms in station.measure(pack, wanted):
+            for request, taken, reference_ms, memory_ms in station.measure(pack, wanted):
                 with self._lock:
-                    self._table.append(request.key, taken, reference_ms)
-                    self.done += 1
+                    self._table.append(request.key, taken, reference_ms, memory_ms)
+                    if self._table.counts(self._table.rounds[request.key][-1]):
+                        self.done += 1
+                    else:
+                        self.disturbed += 1
                     if self._on_progress:
                         self._on_progress(self.done, planned)
                 if self._stop():
                     return
+                if taken.disturbed:
+                    self._patience.wait()
 
 
 def _spread_pct(table: LatencyTable, key: Key) -> float:

@@ -11,6 +11,8 @@ from profilers.spec import LayerSpec
 OPSET = 18
 IR_VERSION = 9
 NOISE = 2**20
+STREAM_BYTES = 8 * 2**20
+"""Read and written by the memory reference: more than a core's own caches hold."""
 CHECKED_BYTES = 2**26
 """Of weights, up to which a layer's model is checked; larger ones differ in nothing but size."""
 
@@ -74,12 +76,21 @@ def layer_model(spec: LayerSpec, cin: int, cout: int, seed: int = 0) -> bytes:
 
 def tiny_model() -> bytes:
     """Serialized model of an activation of 16 numbers: the cost of a call and nothing else."""
+    return _activation((1, 16))
+
+
+def stream_model() -> bytes:
+    """Serialized model of an activation that reads and writes ``STREAM_BYTES``: bound by memory."""
+    return _activation((1, 16, STREAM_BYTES // 4 // 2 // 16))
+
+
+def _activation(shape: tuple[int, ...]) -> bytes:
     values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 16))
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
         for name in ("input", "output")
     ]
     node = helper.make_node("Relu", ["input"], ["output"])
-    graph = helper.make_graph([node], "tiny", values[:1], values[1:])
+    graph = helper.make_graph([node], "activation", values[:1], values[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
     model.ir_version = IR_VERSION
     return model.SerializeToString()

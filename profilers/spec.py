@@ -13,8 +13,10 @@ FUSED_ACTIVATIONS = ("relu", "clip")
 _TEXT = re.compile(
     r"(?P<op>conv|gemm) k(?P<kernel>\d+x\d+) s(?P<stride>\d+x\d+) "
     r"p(?P<pads>\d+\.\d+\.\d+\.\d+) d(?P<dilation>\d+x\d+) g(?P<groups>dense|depthwise|width\d+) "
-    r"(?P<size>\d+x\d+) b(?P<batch>\d+) (?P<dtype>\w+)(?: \+(?P<tail>[\w+]+))?"
+    r"(?P<size>\d+x\d+) b(?P<batch>\d+) (?P<dtype>\w+)(?: \+(?P<tail>[\w+]+))?",
+    re.ASCII,
 )
+_LARGEST = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class LayerSpec:
         Raises:
             TableError: the text is not of that form.
         """
-        match = _TEXT.fullmatch(text)
+        match = _TEXT.fullmatch(text) if len(text) <= 400 else None
         if match is None:
             raise TableError(f"not a layer description: {text!r}")
 
@@ -72,7 +74,7 @@ class LayerSpec:
             return int(first), int(second)
 
         top, left, bottom, right = map(int, match["pads"].split("."))
-        return cls(
+        spec = cls(
             op=match["op"],
             kernel=pair("kernel"),
             stride=pair("stride"),
@@ -84,6 +86,10 @@ class LayerSpec:
             dtype=match["dtype"],
             tail=tuple(match["tail"].split("+")) if match["tail"] else (),
         )
+        sizes = (*spec.kernel, *spec.stride, *spec.dilation, *spec.size, spec.batch)
+        if str(spec) != text or not all(0 < n < _LARGEST for n in sizes) or spec.groups == "width0":
+            raise TableError(f"not a layer description (a size that cannot be): {text!r}")
+        return spec
 
     @property
     def kind(self) -> str:

@@ -1,34 +1,54 @@
 """Latency tables: one append-only JSON-lines file a (device, runtime, precision, batch, threads).
 
 The first line is ``{"format", "version", "provenance"}``. Every other line is one round of one
-measurement, its samples' statistics, the reference kernel's time just before it, and a checksum
-chained to the line before, so that an edited, moved, repeated or missing line is found. A run
+measurement: its samples' statistics, what others took of the processor meanwhile, the times of two
+reference kernels beside it (bound by computing, bound by memory), and a checksum chained to the
+line before, from the header on, so that an edited, moved, repeated or missing line is found. A run
 that was killed leaves at most one unfinished last line, which the next append removes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import re
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from filelock import FileLock
+import filelock
 
 from profilers.errors import ProvenanceMismatch, TableError
 from profilers.spec import LayerSpec
-from profilers.timing import Measurement, Round, summarize
+from profilers.timing import (
+    LEAST_ROUNDS,
+    Measurement,
+    Round,
+    fast_state_ms,
+    is_fast,
+    summarize,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = "dsa_hw.latency_table"
-VERSION = 1
+VERSION = 2
+LOCK_S = 60.0
+"""Seconds to wait for another process that writes a line: each takes a few milliseconds."""
+SYNC_EVERY_S = 5.0
+"""Seconds of measuring that a power cut may lose: bringing a line to the disk takes milliseconds,
+and for each line by itself that would be a tenth of the measuring time."""
+TAIL = 64
+"""Bytes at the end of what was read, by which a file is known again before it is appended to."""
+MOST = 2**53
+"""Largest number in a table: whole numbers up to it are exact in every reader of JSON."""
 IDENTITY = (
     "device", "cpu_features", "driver", "runtime", "runtime_version", "provider", "precision",
     "batch_size", "threads",
@@ -64,7 +84,33 @@ class NetworkKey:
         return {"network": self.network, "widths": list(self.widths)}
 
 
-Key = LayerKey | NetworkKey
+@dataclass(frozen=True, slots=True)
+class CallKey:
+    """A call of the runtime by itself: a model of one tiny activation.
+
+    Every isolated layer pays it, and a network pays it once.
+    """
+
+    def fields(self) -> dict[str, object]:
+        """Its part of a table line."""
+        return {"call": "tiny activation"}
+
+
+Key = LayerKey | NetworkKey | CallKey
+
+
+@dataclass(frozen=True, slots=True)
+class TableRound:
+    """A round as the table keeps it.
+
+    Args:
+        reference_ms: the time of the kernel bound by computing, of late.
+        memory_ms: the time of the kernel bound by memory; None where there is none.
+    """
+
+    taken: Round
+    reference_ms: float
+    memory_ms: float | None = None
 
 
 @dataclass
@@ -78,9 +124,16 @@ class LatencyTable:
 
     provenance: dict[str, str | int | float]
     path: Path | None = None
-    rounds: dict[Key, list[tuple[Round, float]]] = field(default_factory=dict)
+    rounds: dict[Key, list[TableRound]] = field(default_factory=dict)
     _checksum: int = 0
     _size: int = 0
+    _tail: bytes = b""
+    _synced_at: float = float("-inf")
+    _known: dict[Key, tuple[int, float | None, Measurement]] = field(
+        default_factory=dict, repr=False
+    )
+    _added: int = 0
+    _fast: tuple[int, float | None] = (0, None)
 
     # -- files -----------------------------------------------------------------------------
 
@@ -92,14 +145,16 @@ class LatencyTable:
             TableError: no such file, or a line that is not what a profile wrote; names the line.
         """
         path = Path(path)
-        if not path.is_file():
-            raise TableError(f"no latency table at {path}; make one: python -m dsa_hw.profile")
-        text = path.read_bytes()
-        complete = text[: text.rfind(b"\n") + 1]
-        lines = complete.decode("utf-8", errors="replace").splitlines()
+        with _told(path, "read"):
+            if not path.exists():
+                raise TableError(f"no latency table at {path}; make one: python -m dsa_hw.profile")
+            content = path.read_bytes()
+        complete = content[: content.rfind(b"\n") + 1]
+        lines = complete.splitlines(keepends=True)
         if not lines:
             raise TableError(f"{path}, line 1: the header is missing; delete the file")
-        table = cls(_header(path, lines[0]), path, _size=len(complete))
+        table = cls(_header(path, lines[0]), path)
+        table._begin(lines[0])
         for number, line in enumerate(lines[1:], start=2):
             table._read(number, line)
         return table
@@ -124,15 +179,21 @@ class LatencyTable:
                 table.check(provenance)
             return table
         table = cls(dict(provenance), path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         header = {"format": FORMAT, "version": VERSION, "provenance": table.provenance}
-        with FileLock(f"{path}.lock"):
-            if path.exists():  # another process was faster
-                return cls.open(path, provenance, allow=allow)
-            partial = path.with_name(f"{path.name}.{os.getpid()}.new")
-            partial.write_text(json.dumps(header) + "\n", encoding="utf-8")
-            os.replace(partial, path)
-        table._size = path.stat().st_size
+        line = (json.dumps(header) + "\n").encode()
+        _header(path, line)  # what is written can be read
+        with _told(path, "written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with table._locked():
+                if path.exists():  # another process was faster
+                    return cls.open(path, provenance, allow=allow)
+                partial = path.with_name(f"{path.name}.{os.getpid()}.new")
+                with partial.open("wb") as file:
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(partial, path)
+        table._begin(line)
         return table
 
     def check(self, provenance: Mapping[str, str | int | float]) -> None:
@@ -155,27 +216,40 @@ class LatencyTable:
         pairs = [(n, self.provenance.get(n), provenance.get(n)) for n in IDENTITY]
         return [(name, mine, other) for name, mine, other in pairs if mine != other]
 
-    def append(self, key: Key, taken: Round, reference_ms: float) -> None:
-        """Add one round, and write its line at once."""
+    def append(
+        self, key: Key, taken: Round, reference_ms: float, memory_ms: float | None = None
+    ) -> None:
+        """Add one round, and write its line at once.
+
+        Raises:
+            TableError: the file cannot be written, or is no longer the one that was read; nothing
+                was written then.
+        """
         row = key.fields() | {
             "median_ms": _short(taken.median_ms),
             "p10_ms": _short(taken.p10_ms),
             "p90_ms": _short(taken.p90_ms),
             "samples": taken.samples,
             "loops": taken.loops,
+            "lost": None if taken.lost is None else round(taken.lost, 4),
             "reference_ms": _short(reference_ms),
+            "memory_ms": None if memory_ms is None else _short(memory_ms),
         }
         if self.path is not None:
-            with FileLock(f"{self.path}.lock"):
-                self._catch_up()
+            _parse(row)  # what is written can be read
+            with _told(self.path, "written"), self._locked(), open(self.path, "r+b") as file:
+                self._catch_up(file)
                 line, checksum = _seal(row, self._checksum)
-                with open(self.path, "r+b") as file:
-                    file.truncate(self._size)
-                    file.seek(self._size)
-                    file.write(line)
-                self._size += len(line)
+                self._write(file, line)
                 self._checksum = checksum
-        self.rounds.setdefault(key, []).append((taken, reference_ms))
+        self._add(key, TableRound(taken, reference_ms, memory_ms))
+
+    def sync(self) -> None:
+        """Bring what was appended to the disk, so that a power cut does not lose it."""
+        if self.path is not None:
+            with _told(self.path, "written"), open(self.path, "r+b") as file:
+                os.fsync(file.fileno())
+            self._synced_at = time.monotonic()
 
     def absorb(self, other: LatencyTable) -> int:
         """Add the rounds of another table of the same device and runtime; returns how many.
@@ -190,40 +264,84 @@ class LatencyTable:
         added = 0
         for key, rounds in other.rounds.items():
             known = set(self.rounds.get(key, ()))
-            for taken, reference_ms in rounds:
-                if (taken, reference_ms) not in known:
-                    self.append(key, taken, reference_ms)
+            for one in rounds:
+                if one not in known:
+                    self.append(key, one.taken, one.reference_ms, one.memory_ms)
                     added += 1
         return added
 
-    def _catch_up(self) -> None:
-        """Take in what other processes wrote since; leave out an unfinished last line."""
-        assert self.path is not None
-        with open(self.path, "rb") as file:
-            file.seek(self._size)
-            added = file.read()
-        complete = added[: added.rfind(b"\n") + 1]
-        for line in complete.decode("utf-8").splitlines():
-            self._read(len(self) + 2, line)
-        self._size += len(complete)
+    def _begin(self, header: bytes) -> None:
+        """The chain starts with the header."""
+        self._checksum = zlib.crc32(header)
+        self._advance(header)
 
-    def _read(self, number: int, line: str) -> None:
+    def _advance(self, line: bytes) -> None:
+        self._size += len(line)
+        self._tail = (self._tail + line)[-TAIL:]
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = f"{self.path}.lock"
         try:
-            row = json.loads(line)
+            with filelock.FileLock(lock, timeout=LOCK_S, mode=0o664):
+                yield
+        except filelock.Timeout:
+            raise TableError(
+                f"{self.path} is locked: another process has held {lock} for {LOCK_S:.0f} s; end "
+                "it (it may be stopped), or use another --table"
+            ) from None
+
+    def _catch_up(self, file: BinaryIO) -> None:
+        """Take in what other processes wrote since; leave out an unfinished last line."""
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(0, self._size - len(self._tail)))
+        if size < self._size or file.read(len(self._tail)) != self._tail:
+            raise TableError(
+                f"{self.path} is not the file that was read: it held {self._size} bytes, and now "
+                f"holds {size} or others (another program truncated or replaced it); nothing was "
+                "written to it. Put back a copy, or delete it and run the same command again"
+            )
+        added = file.read()
+        for line in added[: added.rfind(b"\n") + 1].splitlines(keepends=True):
+            self._read(len(self) + 2, line)
+
+    def _write(self, file: BinaryIO, line: bytes) -> None:
+        """Append a line in place of an unfinished one; a disk that is full leaves none."""
+        file.truncate(self._size)
+        file.seek(self._size)
+        try:
+            file.write(line)
+            file.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(file.fileno(), self._size)
+            raise
+        self._advance(line)
+        if time.monotonic() - self._synced_at > SYNC_EVERY_S:
+            os.fsync(file.fileno())
+            self._synced_at = time.monotonic()
+
+    def _read(self, number: int, line: bytes) -> None:
+        try:
+            row = _loaded(line)
             checksum = row.pop("crc")
             if checksum != _crc(row, self._checksum):
                 raise TableError(
                     "does not follow the line before it (edited, moved, repeated or removed lines)"
                 )
-            key, taken, reference_ms = _parse(row)
-        except TableError as error:
-            raise TableError(f"{self.path}, line {number}: {error}") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            key, taken = _parse(row)
+        except (TableError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise TableError(
-                f"{self.path}, line {number}: not a measurement ({type(error).__name__}: {error})"
+                f"{self.path}, line {number}: not a measurement ({_reason(error)}); put back a "
+                "copy, or delete the file and profile again"
             ) from None
         self._checksum = checksum
-        self.rounds.setdefault(key, []).append((taken, reference_ms))
+        self._advance(line)
+        self._add(key, taken)
+
+    def _add(self, key: Key, one: TableRound) -> None:
+        self.rounds.setdefault(key, []).append(one)
+        self._added += 1
 
     # -- contents --------------------------------------------------------------------------
 
@@ -238,15 +356,50 @@ class LatencyTable:
         """The reference kernel's nominal time: what drift is measured against."""
         return float(self.provenance["reference_ms"])
 
+    @property
+    def fast_memory_ms(self) -> float | None:
+        """The memory reference's time in the machine's fast state; None without readings."""
+        if self._fast[0] != self._added:
+            readings = [r.memory_ms for rounds in self.rounds.values() for r in rounds]
+            self._fast = (self._added, fast_state_ms(readings))
+        return self._fast[1]
+
+    def counts(self, one: TableRound) -> bool:
+        """Whether a round was undisturbed and in the machine's fast state, as far as is known."""
+        return not one.taken.disturbed and is_fast(one.memory_ms, self.fast_memory_ms)
+
     def measurement(self, key: Key) -> Measurement:
-        """All rounds of ``key``, drift-corrected and combined.
+        """The rounds of ``key`` that count, drift-corrected and combined.
+
+        Where fewer than ``LEAST_ROUNDS`` count, all do, and the measurement is not settled.
 
         Raises:
             KeyError: never measured.
         """
-        taken = self.rounds[key]
-        drifts = [reference / self.reference_ms for _, reference in taken]
-        return summarize([r for r, _ in taken], drifts)
+        rounds = self.rounds[key]
+        fast = self.fast_memory_ms
+        known = self._known.get(key)
+        if known is None or known[:2] != (len(rounds), fast):
+            known = (len(rounds), fast, self._summarized(rounds))
+            self._known[key] = known
+        return known[2]
+
+    def _summarized(self, rounds: list[TableRound]) -> Measurement:
+        counting = [r for r in rounds if self.counts(r)]
+        settled = len(counting) >= min(LEAST_ROUNDS, len(rounds))
+        used = counting if settled else rounds
+        return summarize(
+            [r.taken for r in used],
+            [r.reference_ms / self.reference_ms for r in used],
+            disturbed=len(rounds) - len(counting),
+            settled=settled,
+        )
+
+    @property
+    def call_ms(self) -> float:
+        """What calling the runtime costs by itself; nothing where it was not measured, because
+        layers are timed several in one CUDA graph and pay no call."""
+        return self.measurement(CallKey()).median_ms if CallKey() in self else 0.0
 
     def layer_ms(self, key: LayerKey) -> float:
         """A layer's time inside a network: its measurement less the cost of calling the runtime.
@@ -257,7 +410,7 @@ class LatencyTable:
             KeyError: never measured.
         """
         measured = self.measurement(key).median_ms
-        return max(measured - float(self.provenance.get("call_ms", 0.0)), 0.1 * measured)
+        return max(measured - self.call_ms, 0.1 * measured)
 
     def layers(self) -> Iterator[LayerKey]:
         """The measured layers."""
@@ -293,37 +446,130 @@ def default_path(provenance: Mapping[str, str | int | float], folder: Path) -> P
     return folder / f"{slug}.jsonl"
 
 
-def _header(path: Path, line: str) -> dict[str, str | int | float]:
+@contextlib.contextmanager
+def _told(path: Path, done: str) -> Iterator[None]:
+    """What the system refuses becomes a ``TableError`` that names file and reason."""
     try:
-        header = json.loads(line)
+        yield
+    except OSError as error:
+        name = error.filename or path
+        raise TableError(
+            f"the latency table {path} cannot be {done}: {error.strerror or error} ({name}); allow "
+            "it or make room, or name another file (--table)"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TableError):
+        return str(error)
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, KeyError):
+        return f"{error.args[0]!r} is missing"
+    return str(error)[:200]
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _loaded(line: bytes) -> dict[str, Any]:
+    row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    if not isinstance(row, dict):
+        raise TableError(f"a {type(row).__name__} in place of an object")
+    return row
+
+
+def _header(path: Path, line: bytes) -> dict[str, str | int | float]:
+    try:
+        header = _loaded(line)
         if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']!r}")
+            raise TableError(f"its format is {header['format']!r}, not {FORMAT!r}")
         if header["version"] != VERSION:
-            raise ValueError(f"version {header['version']!r}; this is version {VERSION}")
+            raise TableError(
+                f"version {header['version']!r}, and this program reads and writes version "
+                f"{VERSION}: measure it again (delete or rename the file, or name another --table)"
+            )
         provenance = header["provenance"]
-        float(provenance["reference_ms"])
+        if not isinstance(provenance, dict):
+            raise TableError("'provenance' is not an object")
+        for name, value in provenance.items():
+            if not isinstance(value, str):
+                _number(name, value)
+        _positive(provenance, "reference_ms")
+        for name in {"batch_size", "threads"} & provenance.keys():
+            _whole(name, provenance[name], 0)
         return provenance
-    except (ValueError, KeyError, TypeError) as error:
-        raise TableError(f"{path}, line 1: not the header of a latency table ({error})") from None
+    except (TableError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = _reason(error)
+        raise TableError(f"{path}, line 1: not the header of a latency table ({reason})") from None
 
 
-def _parse(row: dict) -> tuple[Key, Round, float]:
+def _parse(row: dict[str, Any]) -> tuple[Key, TableRound]:
+    taken = Round(
+        _positive(row, "median_ms"),
+        _positive(row, "p10_ms"),
+        _positive(row, "p90_ms"),
+        _whole("samples", row["samples"]),
+        _whole("loops", row["loops"]),
+        None if row["lost"] is None else _number("lost", row["lost"]),
+    )
+    if not taken.p10_ms <= taken.median_ms <= taken.p90_ms:
+        raise TableError("p10_ms, median_ms and p90_ms are not in this order")
+    if taken.lost is not None and taken.lost < 0:
+        raise TableError(f"lost is {taken.lost!r}; expected a part of the time, 0 or more")
+    memory_ms = None if row["memory_ms"] is None else _positive(row, "memory_ms")
+    return _key(row), TableRound(taken, _positive(row, "reference_ms"), memory_ms)
+
+
+def _key(row: dict[str, Any]) -> Key:
     if "layer" in row:
-        key: Key = LayerKey(LayerSpec.parse(row["layer"]), row["cin"], row["cout"])
-    else:
-        key = NetworkKey(row["network"], tuple(row["widths"]))
-    times = [row[n] for n in ("median_ms", "p10_ms", "p90_ms", "reference_ms")]
-    if not all(isinstance(t, (int, float)) and t > 0 for t in times):
-        raise TableError("a time that is not a positive number")
-    taken = Round(times[0], times[1], times[2], row["samples"], row["loops"])
-    return key, taken, times[3]
+        if not isinstance(row["layer"], str):
+            raise TableError(f"layer is {row['layer']!r}; expected a description")
+        spec = LayerSpec.parse(row["layer"])
+        return LayerKey(spec, _whole("cin", row["cin"]), _whole("cout", row["cout"]))
+    if "call" in row:
+        if CallKey().fields() != {"call": row["call"]}:
+            raise TableError(f"call is {row['call']!r}; expected {CallKey().fields()['call']!r}")
+        return CallKey()
+    network, widths = row["network"], row["widths"]
+    if not isinstance(network, str) or not isinstance(widths, list):
+        raise TableError("a network is a digest and a list of widths")
+    return NetworkKey(network, tuple(_whole("widths", w, 0) for w in widths))
 
 
-def _crc(row: dict, previous: int) -> int:
+def _number(name: str, value: object) -> float:
+    """``value``, if it is a finite number.
+
+    Raises:
+        TableError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TableError(f"{name} is {str(value)[:40]!r}; expected a number")
+    if not (abs(value) <= MOST and math.isfinite(value)):
+        raise TableError(f"{name} is out of range; expected a number of at most {MOST}")
+    return value
+
+
+def _positive(row: Mapping[str, object], name: str) -> float:
+    value = _number(name, row[name])
+    if value <= 0:
+        raise TableError(f"{name} is {value!r}; expected a positive number")
+    return value
+
+
+def _whole(name: str, value: object, least: int = 1) -> int:
+    number = _number(name, value)
+    if not isinstance(number, int) or number < least:
+        raise TableError(f"{name} is {number!r}; expected a whole number of at least {least}")
+    return number
+
+
+def _crc(row: dict[str, Any], previous: int) -> int:
     return zlib.crc32(json.dumps(row).encode(), previous)
 
 
-def _seal(row: dict, previous: int) -> tuple[bytes, int]:
+def _seal(row: dict[str, Any], previous: int) -> tuple[bytes, int]:
     checksum = _crc(row, previous)
     return (json.dumps(row | {"crc": checksum}) + "\n").encode(), checksum
 

@@ -19,21 +19,54 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from profilers.host import HostWatch
+
 Clock = Callable[[], float]
 """Seconds, monotonic."""
 
 LEAST_ROUNDS = 3
+WIDE_PCT = 5.0
+"""Half width of an interval, in % of the median, from which a measurement is called noisy."""
+LOST = 0.05
+"""Part of a round's time that others may take from it unnoticed."""
+CORRELATION = 1.55
+"""How much less a round says because neighbours are alike: the variance of the median of many
+rounds whose neighbours correlate by 0.3, over that of independent ones (the sum over distances k of
+2/pi arcsin 0.3^k)."""
+RANKED = 11
+"""Values from which the interval lies between two of them and leaves the slowest out."""
+FEW_ROUNDS_FACTOR = {2: 23.0, 3: 7.0} | {n: 3.05 * (1.0 + 3.6 / (n - 2)) for n in range(4, RANKED)}
+"""Half of the interval in standard errors of the mean, by the number of rounds. Fitted to
+simulations of normal and log-normal rounds whose neighbours correlate by 0.3; for two and three
+rounds only for independent normal ones: Student's t at 1.25 times the mean's standard error."""
+SETTLED_ROUNDS = 5
+"""Rounds in the fast state, without disturbance, on which a measurement may rest."""
+FAST_PERCENTILE = 10
+"""Of the memory reference's readings: the machine's fast state, if it was seen as often as that."""
+MEMORY_SLOW = 1.3
+"""Times its time in the fast state, from which the memory reference says: another state."""
 
 
 class Runner:
     """A compiled model, ready to run on inputs that it holds.
 
     A backend on a device with a clock of its own overrides ``elapsed_ms``.
+
+    Args:
+        watch: sees what others take from this process during a round; None where nobody looks.
     """
 
-    def __init__(self, run: Callable[[], object], clock: Clock = time.perf_counter) -> None:
+    _host: HostWatch | None = None
+
+    def __init__(
+        self,
+        run: Callable[[], object],
+        clock: Clock = time.perf_counter,
+        watch: HostWatch | None = None,
+    ) -> None:
         self._run = run
         self._clock = clock
+        self._host = watch
 
     def elapsed_ms(self, loops: int) -> float:
         """Milliseconds that ``loops`` runs took, one after the other."""
@@ -45,14 +78,18 @@ class Runner:
 
     def take_round(self, plan: SamplePlan) -> Round:
         """Warm up, choose the loop count, and take one round."""
+        before = self._host.read() if self._host else None
         once = [self.elapsed_ms(1) for _ in range(2)]
         per_run = max(once[-1], 1e-4)
-        warm = max(1, min(1000, round(plan.warmup_ms / per_run)))
-        per_run = max(self.elapsed_ms(warm) / warm, 1e-4)
+        left_ms = plan.warmup_ms - sum(once)
+        if left_ms > 0:  # the runs of a large network have warmed it up already
+            warm = max(1, min(1000, round(left_ms / per_run)))
+            per_run = max(self.elapsed_ms(warm) / warm, 1e-4)
         loops = max(1, min(100_000, int(np.ceil(plan.sample_ms / per_run))))
         samples = [self.elapsed_ms(loops) / loops for _ in range(plan.samples)]
+        lost = self._host.since(before).lost if self._host and before else None
         low, middle, high = np.percentile(samples, [10, 50, 90])
-        return Round(float(middle), float(low), float(high), plan.samples, loops)
+        return Round(float(middle), float(low), float(high), plan.samples, loops, lost)
 
 
 Subject = Callable[[], AbstractContextManager[Runner]]
@@ -74,15 +111,30 @@ class SamplePlan:
     warmup_ms: float = 10.0
 
 
+MEMORY_PLAN = SamplePlan(sample_ms=2.0, samples=3, warmup_ms=2.0)
+"""Of the memory reference: it is timed beside every pass."""
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round of one subject: statistics of its samples, in ms a run."""
+    """One round of one subject: statistics of its samples, in ms a run.
+
+    Args:
+        lost: what others took of the processor meanwhile, as a part of the round's time; None
+            where the system does not tell.
+    """
 
     median_ms: float
     p10_ms: float
     p90_ms: float
     samples: int
     loops: int
+    lost: float | None = None
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether others took more than ``LOST`` of the round's time, as far as is known."""
+        return self.lost is not None and self.lost > LOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +145,9 @@ class Measurement:
     interval from the variation between rounds.
 
     Args:
-        disturbed: rounds that were set aside, because other programs ran during them.
-        settled: whether it rests on rounds of an undisturbed machine, as far as is known.
+        disturbed: rounds that were set aside, because others had the processor or the machine's
+            memory was slower than it can be.
+        settled: whether it rests on enough rounds that were not; True where nothing is known.
     """
 
     median_ms: float
@@ -116,23 +169,34 @@ class Measurement:
     @property
     def warning(self) -> str | None:
         """What is wrong with it, with the numbers and the next step; None when nothing is."""
-        if self.rounds < 3:
-            return None
-        if self.half_width_pct > 5.0:
+        if not self.settled:
             return (
-                f"noisy: {self.median_ms:.4g} ms has a 95% interval of "
-                f"{self.ci95_ms[0]:.4g} to {self.ci95_ms[1]:.4g} ms (more than ±5%) after "
-                f"{self.rounds} rounds; stop other programs or allow more time"
+                f"disturbed: in {self.disturbed} of {self.rounds} rounds other programs had the "
+                "processor, or the machine's memory was slower than it can be; stop other "
+                "programs, allow more time, or measure again later"
             )
-        return None
+        if self.rounds < LEAST_ROUNDS or self.half_width_pct <= WIDE_PCT:
+            return None
+        return (
+            f"noisy: {self.median_ms:.4g} ms has a 95% interval of "
+            f"{self.ci95_ms[0]:.4g} to {self.ci95_ms[1]:.4g} ms (more than ±{WIDE_PCT:g}%) after "
+            f"{self.rounds} rounds; stop other programs or allow more time"
+        )
 
 
-def summarize(rounds: Sequence[Round], drifts: Sequence[float] | None = None) -> Measurement:
+def summarize(
+    rounds: Sequence[Round],
+    drifts: Sequence[float] | None = None,
+    *,
+    disturbed: int = 0,
+    settled: bool = True,
+) -> Measurement:
     """Combine rounds of one subject.
 
     Args:
         rounds: at least one.
         drifts: how much slower than nominal the machine was at each (1 = nominal).
+        disturbed, settled: see ``Measurement``.
     """
     drifts = drifts or [1.0] * len(rounds)
     pairs = list(zip(rounds, drifts, strict=True))
@@ -146,27 +210,32 @@ def summarize(rounds: Sequence[Round], drifts: Sequence[float] | None = None) ->
         rounds=len(rounds),
         drift=statistics.median(drifts),
         round_ms=tuple(values),
+        disturbed=disturbed,
+        settled=settled,
     )
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95% interval of the median of independent round values.
+    """95% interval of the median of round values, in the order in which they were taken or not.
 
-    Student's t on the median's asymptotic standard error (1.2533 times the mean's), with a
-    spread estimated from the interquartile range for 5 values and more, so that one disturbed
-    round does not widen it. A single value gives no interval: (0, inf).
+    From ``RANKED`` values on between two of the sorted values (order statistics): free of any
+    assumption on their distribution, and several disturbed rounds do not move it. Fewer values give
+    no such interval that leaves out the slowest; there it is the median and some standard errors,
+    by the standard deviation of all but the slowest. Both are wider than independent rounds need,
+    by ``CORRELATION``. A single value gives no interval: (0, inf).
     """
     count = len(values)
-    center = statistics.median(values)
     if count < 2:
         return 0.0, float("inf")
-    spread = float(np.std(values, ddof=1))
-    if count >= 5:
-        low, high = np.percentile(values, [25, 75])
-        spread = min(spread, float(high - low) / 1.349)
-    from scipy.special import stdtrit  # here: a worker process starts faster without it
-
-    half = float(stdtrit(count - 1, 0.975)) * 1.2533 * spread / count**0.5
+    ordered = sorted(values)
+    center = statistics.median(ordered)
+    if count >= RANKED:
+        reach = 0.5 * 1.96 * (count * CORRELATION) ** 0.5
+        middle = (count - 1) / 2
+        low, high = np.interp([middle - reach, middle + reach], range(count), ordered)
+        return float(low), float(high)
+    calm = ordered[:-1] if count > 3 else ordered
+    half = FEW_ROUNDS_FACTOR[count] * float(np.std(calm, ddof=1)) / count**0.5
     return max(0.0, center - half), center + half
 
 
@@ -183,8 +252,15 @@ def measure_interleaved(
     before_round: Callable[[], None] | None = None,
     on_round: Callable[[int], None] | None = None,
     is_enough: Callable[[Mapping[str, Measurement]], bool] | None = None,
+    memory: Subject | None = None,
+    fast_memory_ms: float | None = None,
+    wait: Callable[[], object] | None = None,
 ) -> dict[str, Measurement]:
     """Measure several subjects against each other: shuffled rounds until the intervals are narrow.
+
+    A pass is a round of each. Passes during which others had the processor, or the memory
+    reference was slow, are taken again as far as the time allows, and do not count where there are
+    enough others.
 
     Args:
         subjects: what to time, by name.
@@ -196,31 +272,90 @@ def measure_interleaved(
         on_round: called with the number of finished rounds.
         is_enough: asked from ``min_rounds`` on about the measurements so far; its word counts in
             place of ``half_width_pct``.
+        memory: the reference that is bound by memory, timed in each pass.
+        fast_memory_ms: its time in the machine's fast state, where that is known.
+        wait: called after a pass that others disturbed (``Patience.wait``).
     """
     plan = plan or SamplePlan()
     order = list(subjects)
     shuffler = random.Random(seed)
-    rounds: dict[str, list[Round]] = {name: [] for name in order}
+    passes: list[Pass] = []
     start = clock()
-    for number in range(1, max_rounds + 1):
+    for number in range(1, 2 * max_rounds + 1):
         shuffler.shuffle(order)
         if before_round:
             before_round()
+        memory_ms = None
+        if memory is not None:
+            with memory() as runner:
+                memory_ms = runner.take_round(MEMORY_PLAN).median_ms
+        taken = {}
         for name in order:
             with subjects[name]() as runner:
-                rounds[name].append(runner.take_round(plan))
+                taken[name] = runner.take_round(plan)
+        passes.append(Pass(taken, memory_ms))
         if on_round:
             on_round(number)
+        if wait and passes[-1].disturbed:
+            wait()
         if number < LEAST_ROUNDS:
             continue
-        so_far = {name: summarize(taken) for name, taken in rounds.items()}
-        if number >= min_rounds:
+        count = len(undisturbed(passes, fast_memory_ms))
+        if count >= min_rounds:
+            so_far = _combined(list(subjects), passes, fast_memory_ms, min_rounds)
             widest = max(m.half_width_pct for m in so_far.values())
             if is_enough(so_far) if is_enough else widest <= half_width_pct:
                 break
-        if clock() - start > time_limit_s:
+        if clock() - start > time_limit_s or count >= max_rounds:
             break
-    return {name: summarize(taken) for name, taken in rounds.items()}
+    return _combined(list(subjects), passes, fast_memory_ms, min_rounds)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A round of each subject, and the memory reference's time beside them."""
+
+    rounds: dict[str, Round]
+    memory_ms: float | None = None
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether others took the processor from any of its rounds."""
+        return any(r.disturbed for r in self.rounds.values())
+
+
+def undisturbed(passes: Sequence[Pass], fast_memory_ms: float | None = None) -> list[Pass]:
+    """The passes in which nobody took the processor, and the machine's memory was fast."""
+    seen = fast_state_ms([p.memory_ms for p in passes])
+    fast = min((ms for ms in (seen, fast_memory_ms) if ms is not None), default=None)
+    return [p for p in passes if not p.disturbed and is_fast(p.memory_ms, fast)]
+
+
+def is_fast(memory_ms: float | None, fast_memory_ms: float | None) -> bool:
+    """Whether the memory reference's time is that of the fast state, as far as is known."""
+    if memory_ms is None or fast_memory_ms is None:
+        return True
+    return memory_ms <= MEMORY_SLOW * fast_memory_ms
+
+
+def fast_state_ms(readings: Sequence[float | None]) -> float | None:
+    """Time of the memory reference in the machine's fast state; None without readings."""
+    known = [r for r in readings if r is not None]
+    return float(np.percentile(known, FAST_PERCENTILE)) if known else None
+
+
+def _combined(
+    names: Sequence[str], passes: Sequence[Pass], fast_memory_ms: float | None, min_rounds: int
+) -> dict[str, Measurement]:
+    kept = undisturbed(passes, fast_memory_ms)
+    settled = len(kept) >= min(min_rounds, SETTLED_ROUNDS, len(passes))
+    used = kept if settled else passes
+    return {
+        name: summarize(
+            [p.rounds[name] for p in used], disturbed=len(passes) - len(kept), settled=settled
+        )
+        for name in names
+    }
 
 
 def ratio(numerator: Measurement, denominator: Measurement) -> tuple[float, tuple[float, float]]:

@@ -50,7 +50,7 @@ from profilers.backends.parallel import Parallel
 from profilers.backends.selection import PREFERENCE, choose, probe
 from profilers.backends.torch_runtime import TorchRuntime
 from profilers.backends.worker import Server
-from profilers.collect import Request, call_ms, collect
+from profilers.collect import Request, call_requests, collect
 from profilers.errors import BackendUnavailable
 from profilers.onnx_layers import layer_model
 from profilers.spec import LayerSpec
@@ -670,10 +670,12 @@ def test_a_failing_device_ends_the_collection() -> None:
 def test_layers_in_a_graph_pay_for_no_call() -> None:
     device = FakeDevice()
     device.layers_pay_call = False
-    assert (call_ms(device), device.opened) == (0.0, 0)
+    assert call_requests(device) == []
     device.layers_pay_call = True
-    call_ms(device)
-    assert device.opened > 0  # there it is measured
+    table = LatencyTable(device.provenance() | {"reference_ms": 1.0})
+    assert table.call_ms == 0.0
+    collect(table, device, call_requests(device), rounds=2)
+    assert table.call_ms > 0.0  # there it is measured
 
 
 def test_a_step_is_a_multiple_of_what_the_device_takes_at_once() -> None:

@@ -186,12 +186,18 @@ def test_below_the_first_step_less_may_cost_less() -> None:
     assert coefficients.below_step_ms == pytest.approx(2e-7, rel=0.25)
 
 
+TIMES = ("median_ms", "p10_ms", "p90_ms")
+
+
 def test_rescaling_all_times_rescales_predictions(profiled, graph: DeployedGraph) -> None:
     found, table = profiled
     doubled = LatencyTable(dict(table.provenance))
     for key, rounds in table.rounds.items():
         doubled.rounds[key] = [
-            (dataclasses.replace(r, median_ms=2 * r.median_ms), ref) for r, ref in rounds
+            dataclasses.replace(
+                r, taken=dataclasses.replace(r.taken, median_ms=2 * r.taken.median_ms)
+            )
+            for r in rounds
         ]
     again = latency_model(graph, doubled).model
     widths = torch.tensor(widths_on_steps(found, 5)).float()

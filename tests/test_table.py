@@ -9,7 +9,7 @@ import pytest
 
 from profilers.errors import ProvenanceMismatch, TableError
 from profilers.spec import LayerSpec
-from profilers.table import LatencyTable, LayerKey, NetworkKey, default_path
+from profilers.table import LatencyTable, LayerKey, NetworkKey, TableRound, default_path
 from profilers.timing import Round
 
 PROVENANCE = {
@@ -51,7 +51,7 @@ def test_specs_round_trip(text: str) -> None:
 def test_round_trip(path: Path) -> None:
     table = LatencyTable.load(path)
     assert len(table) == 6
-    assert table.rounds[LayerKey(SPEC, 16, 32)] == [(taken(2.0), 0.5)]
+    assert table.rounds[LayerKey(SPEC, 16, 32)] == [TableRound(taken(2.0), 0.5)]
     first = table.measurement(LayerKey(SPEC, 16, 16))
     # 1.0 at nominal speed and 1.2 when the reference took 0.6 instead of 0.5: the same
     assert first.round_ms == pytest.approx((1.0, 1.0))

@@ -143,6 +143,7 @@ def _prepare(
         profiled = profile_network(
             dense.graph, backend, table, networks=config.calibration_networks,
             rounds=config.rounds, seed=config.seed, on_progress=progress,
+            on_notice=progress.say,
         )  # fmt: skip
     for cell in cells:
         if cell.target is not None:

@@ -97,7 +97,7 @@ def open_backend(
     Args:
         device: ``cpu``, ``cuda:N``, or several equal cards, ``cuda:0,cuda:1``.
         backend: a name from ``BACKENDS``; None takes the best one for the device.
-        threads: intra-operator threads; None is the runtime's own default (physical cores).
+        threads: intra-operator threads; None takes the cores that this process may use.
         include_copies: on CUDA, time the copies of inputs and outputs too.
 
     Raises:

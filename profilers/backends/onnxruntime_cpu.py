@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnxruntime as ort
 
+from profilers.host import HostWatch, available_cpus, cpu_identity
 from profilers.timing import Runner
 
 if TYPE_CHECKING:
     import onnx
 
 NCHWC_DOMAIN = "com.microsoft.nchwc"
-CPU_FEATURES = ("sse4_2", "avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile",
-                "asimd", "sve", "bf16", "i8mm")  # fmt: skip
 
 
 class OnnxRuntimeCpu:
@@ -28,7 +26,7 @@ class OnnxRuntimeCpu:
 
     Args:
         batch_size: samples per run.
-        threads: intra-operator threads; None is ONNX Runtime's default, the physical cores.
+        threads: intra-operator threads; None takes the cores that this process may use.
     """
 
     name = "onnxruntime"
@@ -36,7 +34,7 @@ class OnnxRuntimeCpu:
 
     def __init__(self, batch_size: int = 1, threads: int | None = None) -> None:
         self.batch_size = batch_size
-        self.threads = threads or _physical_cores()
+        self.threads = threads or available_cpus()
 
     def notes(self) -> tuple[str, ...]:
         """Nothing to say of the choice: there is one runtime on the CPU."""
@@ -109,7 +107,7 @@ class OnnxRuntimeCpu:
         feeds = {
             i.name: rng.standard_normal(i.shape).astype(np.float32) for i in session.get_inputs()
         }
-        yield Runner(lambda: session.run(None, feeds))
+        yield Runner(lambda: session.run(None, feeds), watch=HostWatch())
 
     def _optimized(self, model: bytes) -> onnx.ModelProto:
         import onnx  # here: a worker that times whole networks starts faster without it
@@ -160,25 +158,3 @@ def _pad_input_channels(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], nam
         if node.domain == NCHWC_DOMAIN and node.op_type == "Conv" and node.input[0] in names:
             groups = next((a.i for a in node.attribute if a.name == "group"), 1)
             shapes[node.input[0]].dim[1].dim_value = weights[node.input[1]][1] * groups
-
-
-def _physical_cores() -> int:
-    import psutil
-
-    return psutil.cpu_count(logical=False) or 1
-
-
-def cpu_identity() -> tuple[str, str]:
-    """(model name, the features of it that runtimes' kernels depend on)."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            lines = dict(
-                [part.strip() for part in line.split(":", 1)] for line in file if ":" in line
-            )
-    except FileNotFoundError:  # not Linux
-        return platform.processor() or platform.machine(), platform.machine()
-    name = lines.get("model name") or platform.machine()
-    if "cpu family" in lines:
-        name += f" family {lines['cpu family']} model {lines['model']}"
-    flags = set((lines.get("flags") or lines.get("Features") or "").split())
-    return name, " ".join(f for f in CPU_FEATURES if f in flags)

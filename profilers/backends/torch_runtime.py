@@ -28,6 +28,7 @@ from profilers.backends.kept import KeptModels, card_is_full, release_cached_mem
 from profilers.backends.model_files import model_key
 from profilers.backends.onnx_torch import OnnxModule
 from profilers.errors import BackendUnavailable
+from profilers.host import available_cpus, cpu_identity
 from profilers.timing import Runner
 
 MODES = {
@@ -82,6 +83,8 @@ class TorchRuntime:
                 f"{mode} at {precision} is not there on the CPU; use {' or '.join(CPU_MODES)} "
                 "at fp32"
             )
+        else:
+            torch.set_num_threads(available_cpus())
         self._device = torch.device(device)
         self._include_copies = include_copies
         self._kept = self._keeping()
@@ -110,8 +113,6 @@ class TorchRuntime:
                 provider=provider, precision=self.precision, batch_size=self.batch_size,
                 include_copies=self._include_copies,
             )  # fmt: skip
-        from profilers.backends.onnxruntime_cpu import cpu_identity
-
         name, features = cpu_identity()
         return {
             "device": name, "cpu_features": features, "driver": "none",

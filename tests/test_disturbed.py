@@ -1,0 +1,227 @@
+"""Rounds that others disturbed, and states in which the memory is slow: set aside, taken again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from fake_device import FakeDevice
+
+from profilers.collect import Request, collect
+from profilers.host import Patience
+from profilers.spec import LayerSpec
+from profilers.table import LatencyTable, LayerKey
+from profilers.timing import (
+    LEAST_ROUNDS,
+    Measurement,
+    Round,
+    Runner,
+    SamplePlan,
+    measure_interleaved,
+    ratio,
+)
+
+SPEC = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 8x8 b1 fp32")
+BUSY = 1.7
+"""What others make of a round's time."""
+
+
+class Scripted(Runner):
+    """A round that was decided beforehand."""
+
+    def __init__(self, ms: float, lost: float | None) -> None:
+        self.taken = Round(ms, ms, ms, 3, 1, lost)
+
+    def take_round(self, plan: SamplePlan) -> Round:
+        return self.taken
+
+
+class Machine:
+    """A machine whose passes are disturbed, or whose memory is slow, when a test says so.
+
+    Every round takes a second of its clock.
+    """
+
+    def __init__(
+        self,
+        busy: Callable[[int], bool] = lambda number: False,
+        slow: Callable[[int], bool] = lambda number: False,
+    ) -> None:
+        self.busy, self.slow = busy, slow
+        self.passes = -1
+        self.now = 0.0
+
+    def next_pass(self) -> None:
+        self.passes += 1
+
+    def subject(self, ms: float) -> Callable[[], object]:
+        @contextmanager
+        def opened() -> Iterator[Runner]:
+            self.now += 1.0
+            busy, slow = self.busy(self.passes), self.slow(self.passes)
+            wobble = 1.0 + 0.001 * (self.passes % 5)
+            yield Scripted(ms * wobble * (BUSY if busy or slow else 1.0), 0.5 if busy else 0.0)
+
+        return opened
+
+    @contextmanager
+    def memory(self) -> Iterator[Runner]:
+        yield Scripted(2.0 if self.slow(self.passes) else 1.0, 0.0)
+
+    def measure(self, fast_memory_ms: float | None = None, **more) -> dict[str, Measurement]:
+        subjects = {"dense": self.subject(10.0), "pruned": self.subject(6.0)}
+        return measure_interleaved(
+            subjects, clock=lambda: self.now, before_round=self.next_pass, memory=self.memory,
+            fast_memory_ms=fast_memory_ms, **more,
+        )  # fmt: skip
+
+
+def test_disturbed_passes_are_taken_again_and_counted() -> None:
+    machine = Machine(busy=lambda number: number % 2 == 0)
+    found = machine.measure(min_rounds=15)
+    assert found["dense"].median_ms == pytest.approx(10.0, rel=0.005)  # the wobble
+    assert found["dense"].rounds == 15
+    assert found["dense"].disturbed == 15
+    assert found["dense"].settled
+    value, _ = ratio(found["pruned"], found["dense"])  # passes are kept or set aside together
+    assert value == pytest.approx(0.6)
+
+
+def test_passes_in_a_slow_state_are_taken_again_and_counted() -> None:
+    machine = Machine(slow=lambda number: number % 3 != 0)
+    found = machine.measure(min_rounds=10)
+    assert found["pruned"].median_ms == pytest.approx(6.0, rel=0.005)
+    assert found["pruned"].disturbed == 18
+    assert found["pruned"].settled
+
+
+@pytest.mark.parametrize("kind", ["busy", "slow"])
+def test_a_machine_that_is_never_quiet_ends_in_time_and_says_so(kind: str) -> None:
+    machine = Machine(**{kind: lambda number: True})
+    found = machine.measure(fast_memory_ms=1.0, time_limit_s=60.0)
+    assert machine.now < 65.0
+    assert not found["dense"].settled
+    assert found["dense"].warning is not None
+    assert found["dense"].warning.startswith("disturbed: in 31 of 31 rounds")
+
+
+def test_a_slow_state_is_not_known_for_one_where_no_other_was_seen() -> None:
+    found = Machine(slow=lambda number: True).measure()
+    assert found["dense"].settled
+    assert found["dense"].disturbed == 0
+
+
+class Shared(FakeDevice):
+    """A device of which others have a half in its ``busy`` rounds of layers."""
+
+    def __init__(self, busy: Callable[[int], bool]) -> None:
+        super().__init__()
+        self.busy, self.layers = busy, 0
+
+    @contextmanager
+    def open_layer(self, model: bytes) -> Iterator[Runner]:
+        with super().open_layer(model) as runner:
+            ms = runner.elapsed_ms(1)
+        self.layers += 1
+        busy = self.busy(self.layers)
+        yield Scripted(ms * (BUSY if busy else 1.0), 0.5 if busy else 0.0)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("profilers.host.Patience.wait", lambda self: True)
+
+
+def collected(device: FakeDevice, rounds: int = 4) -> tuple[LatencyTable, object]:
+    table = LatencyTable(device.provenance() | {"reference_ms": 1.0})
+    requests = [Request.layer(SPEC, 8, 8 * (i + 1)) for i in range(10)]
+    return table, collect(table, device, requests, rounds=rounds)
+
+
+def test_a_table_has_its_rounds_beside_the_disturbed_ones() -> None:
+    quiet, _ = collected(FakeDevice())
+    table, found = collected(Shared(lambda number: number % 3 == 0))
+    assert found.disturbed > 0
+    for key in quiet.layers():
+        measured = table.measurement(key)
+        assert sum(table.counts(one) for one in table.rounds[key]) >= 4
+        reference = table.rounds[key][0].reference_ms / quiet.rounds[key][0].reference_ms
+        assert measured.median_ms * reference == pytest.approx(quiet.measurement(key).median_ms)
+        assert measured.settled
+
+
+def test_a_table_of_a_machine_that_is_never_quiet_is_bounded_and_not_settled() -> None:
+    table, found = collected(Shared(lambda number: True))
+    assert all(len(rounds) == 2 * 4 for rounds in table.rounds.values())
+    assert found.disturbed == 10 * 2 * 4
+    assert not any(table.measurement(key).settled for key in table.layers())
+
+
+def test_what_counts_follows_from_the_fast_state_that_the_table_has_seen() -> None:
+    table = LatencyTable({"reference_ms": 1.0})
+    key = LayerKey(SPEC, 8, 8)
+    for _ in range(5):
+        table.append(key, Round(1.5, 1.5, 1.5, 1, 1), 1.0, 2.0)
+    slow = table.measurement(key)
+    assert (slow.median_ms, slow.settled, slow.disturbed) == (1.5, True, 0)
+    for _ in range(LEAST_ROUNDS):
+        table.append(key, Round(1.0, 1.0, 1.0, 1, 1), 1.0, 1.0)
+    fast = table.measurement(key)  # of more rounds: nothing old is remembered
+    assert (fast.median_ms, fast.settled, fast.disturbed) == (1.0, True, 5)
+
+
+class Idle:
+    """A host of two processors; a test says how many of them others use at a time."""
+
+    def __init__(self, folder: Path, used: Callable[[float], float]) -> None:
+        self.folder, self.used, self.now, self.idle = folder, used, 0.0, 0.0
+        self.write()
+
+    def write(self) -> None:
+        ticks = round(100 * self.idle)
+        (self.folder / "stat").write_text(
+            f"cpu  0 0 0 {2 * ticks} 0 0 0 0\ncpu0 0 0 0 {ticks} 0 0 0 0\n"
+            f"cpu1 0 0 0 {ticks} 0 0 0 0\ncpu2 0 0 0 0 0 0 0 0\nintr 1\n"
+        )
+
+    def sleep(self, seconds: float) -> None:
+        self.idle += seconds * (2.0 - self.used(self.now)) / 2.0
+        self.now += seconds
+        self.write()
+
+    def patience(self, notices: list[str]) -> Patience:
+        return Patience(
+            2, 10.0, notices.append, affinity={0, 1}, proc=self.folder,
+            clock=lambda: self.now, sleep=self.sleep,
+        )  # fmt: skip
+
+
+WAIT = Patience.wait
+
+
+def test_a_quiet_moment_is_waited_for(tmp_path: Path) -> None:
+    notices: list[str] = []
+    host = Idle(tmp_path, lambda now: 1.0 if now < 2.5 else 0.0)
+    assert WAIT(host.patience(notices))
+    assert 2.5 <= host.now < 2.8
+    assert notices == []
+
+
+def test_waiting_is_given_up_and_told_with_numbers(tmp_path: Path) -> None:
+    notices: list[str] = []
+    host = Idle(tmp_path, lambda now: 1.0)
+    patience = host.patience(notices)
+    assert not WAIT(patience)
+    assert 10.0 <= host.now < 10.5
+    assert len(notices) == 1
+    assert "leave 1.0 of the 2 processors" in notices[0]
+    assert not WAIT(patience)  # not at once again
+    assert host.now < 10.5
+
+
+def test_a_system_that_tells_nothing_is_not_waited_for(tmp_path: Path) -> None:
+    patience = Patience(2, affinity={0, 1}, proc=tmp_path / "none")
+    assert WAIT(patience)
+    assert patience.waited_s < 1.0
