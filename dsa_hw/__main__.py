@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb that the first word names with the words after it; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in COMMANDS:
+        _find_factories()
         return importlib.import_module(f"dsa_hw.{words[0]}").main(words[1:])
     if words and words[0] == COMPLETION:
         return _print_completion(words[1:])
@@ -25,6 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.parse_args(words)
     parser.print_help(sys.stderr)
     return 2
+
+
+def _find_factories() -> None:
+    """Let ``package.module:factory`` be found in the working folder, as ``python -m`` does.
+
+    At the end of the path: a file ``numpy.py`` in that folder must not be taken for the package.
+    """
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def _parser() -> argparse.ArgumentParser:

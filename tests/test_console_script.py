@@ -93,6 +93,25 @@ def test_the_console_script_is_installed() -> None:
     assert {entry.load() for entry in found} == {script.main}
 
 
+def test_one_s_own_factory_is_found_in_the_working_folder_and_shadows_nothing(
+    tmp_path: Path,
+) -> None:
+    """As an installed script runs: without the working folder on the path."""
+    (tmp_path / "my_net.py").write_text("def build(): raise SystemExit('built')\n")
+    (tmp_path / "yaml.py").write_text("raise SystemExit('shadowed')\n")
+    root = str(Path(dsa_hw.__file__).parent.parent)
+    code = (
+        f"import sys; sys.path[:] = [{root!r}] + [p for p in sys.path if p]\n"
+        "from dsa_hw.__main__ import main\n"
+        "main(['prune', '--model', 'my_net:build', '--target-ratio', '0.5', '--epochs', '0'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P" if sys.version_info >= (3, 11) else "-I", "-c", code],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr.strip().endswith("built")
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 @pytest.mark.parametrize(
     ("words", "last", "wanted"),
