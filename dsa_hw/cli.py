@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import inspect
+import itertools
 import os
 import re
 import sys
 import time
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar
 
@@ -19,6 +22,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from dsa_hw.config import SCRIPT
 from dsa_hw.errors import UserError
+from dsa_hw.option_types import check_options
+from dsa_hw.yaml_files import read_mapping
 
 Config = TypeVar("Config")
 
@@ -39,19 +44,29 @@ def run_command(
         config_class: a frozen dataclass whose fields carry ``metadata["help"]``.
 
     Returns:
-        The exit code: 0, 2 for an error of the user's, 130 after Ctrl-C.
+        The exit code: 0, 2 for an error of the user's (a full disk and missing permissions among
+        them), 130 after Ctrl-C, 141 where whoever read the output has gone.
     """
     from profilers.errors import ProfilerError
 
     try:
         config = parse(name, config_class, argv)
-        return run(config) or 0
+        code = run(config) or 0
+        sys.stdout.flush()  # a reader that has gone, or a full disk, is met here and not at exit
+        return code
     except (UserError, ProfilerError) as error:
         _say(f"{name}: {error}")
         return 2
     except KeyboardInterrupt:
         _say(f"\n{name}: interrupted; the same command again goes on from here")
         return 130
+    except BrokenPipeError:
+        _forget_output()
+        return 141
+    except OSError as error:
+        _say(f"{name}: {_refusal(error)}")
+        _forget_output()
+        return 2
     except Exception:  # not the user's to mend: raised on, once the main process has spoken
         _hold()
         raise
@@ -61,7 +76,33 @@ def _say(message: str) -> None:
     """Print it in the main process of a run; the others leave it to that one."""
     _hold()
     if _is_main():
-        print(message, file=sys.stderr, flush=True)
+        try:
+            print(message, file=sys.stderr, flush=True)
+        except OSError:  # nobody can be told: the exit code has to say it
+            _forget_output()
+
+
+def _refusal(error: OSError) -> str:
+    """What the operating system refused, which file it was, and what can be done."""
+    file = f": {error.filename}" if error.filename is not None else ""
+    steps = {
+        errno.ENOSPC: "free some space; the same command then goes on from what is kept",
+        errno.EDQUOT: "free some space; the same command then goes on from what is kept",
+        errno.EACCES: "it may belong to another user: name a place of your own (--out, --table)",
+        errno.EPERM: "it may belong to another user: name a place of your own (--out, --table)",
+        errno.EROFS: "name a place that can be written (--out, --table)",
+    }
+    step = steps.get(error.errno or 0)
+    return f"{error.strerror or error}{file}" + (f" ({step})" if step else "")
+
+
+def _forget_output() -> None:
+    """Let Python end without writing what cannot be written any more."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _hold() -> None:
@@ -80,14 +121,25 @@ def parse(name: str, config_class: type[Config], argv: Sequence[str] | None = No
     Raises:
         UserError: an unknown key or a wrong value; names it and what was expected.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
+    for path in _config_files(words):
+        check_options(read_mapping(path), config_class)
     parser = _parser(name, config_class)
     try:
-        found = parser.parse_args(None if argv is None else list(argv))
-    except ArgumentError as error:
-        raise UserError(_explain(str(error), config_class, argv)) from None
+        found = parser.parse_args(words)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UserError(_explain(str(error), config_class, words)) from None
     values = {f.name: found[f.name] for f in options_of(config_class)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    check_options(values, config_class)
     return config_class(**values)
+
+
+def _config_files(words: Sequence[str]) -> list[Path]:
+    """The YAML files that the arguments name."""
+    named = [after for word, after in itertools.pairwise(words) if word == "--config"]
+    named += [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    return [Path(name) for name in named]
 
 
 def to_yaml(config: Any) -> str:
@@ -96,10 +148,6 @@ def to_yaml(config: Any) -> str:
         k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()
     }
     return yaml.safe_dump(values, sort_keys=False)
-
-
-def _fields(config_class: type) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(config_class)
 
 
 def _parser(name: str, config_class: type) -> ArgumentParser:
@@ -172,7 +220,7 @@ def element_of(hint: Any) -> Any:
     return None
 
 
-def _explain(message: str, config_class: type, argv: Sequence[str] | None) -> str:
+def _explain(message: str, config_class: type, words: Sequence[str]) -> str:
     """A parser's message in one line, with the nearest known option for an unknown one."""
     known = [f.name for f in options_of(config_class)]
     unknown = re.search(r"(?:Option|Key) '([^']+)' is not accepted", message)
@@ -184,20 +232,13 @@ def _explain(message: str, config_class: type, argv: Sequence[str] | None) -> st
         hint = (
             f"did you mean {near[0].replace('_', '-')}?" if near else f"known: {', '.join(known)}"
         )
-        value = _value_of(key, argv)
-        return f"unknown option {key}{value}; {hint}"
+        return f"unknown option {key}{_value_of(key, words)}; {hint}"
     return " ".join(message.split())
 
 
-def _value_of(key: str, argv: Sequence[str] | None) -> str:
-    """`` = value`` as the YAML file among the arguments has it; nothing if it came otherwise."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    for index, word in enumerate(words):
-        if word == "--config" and index + 1 < len(words):
-            with open(words[index + 1], encoding="utf-8") as file:
-                content = yaml.safe_load(file)
-            if isinstance(content, dict) and key in content:
-                return f" (value: {content[key]!r})"
-        if word.lstrip("-") == key and index + 1 < len(words):
-            return f" (value: {words[index + 1]!r})"
+def _value_of(key: str, words: Sequence[str]) -> str:
+    """`` (value: ...)`` of an option as the command line has it; nothing without one."""
+    for word, after in itertools.pairwise(words):
+        if word.lstrip("-") == key:
+            return f" (value: {after!r:.200})"
     return ""

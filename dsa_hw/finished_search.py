@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dsa_hw.cli import parse
 from dsa_hw.config import PruneConfig
-from dsa_hw.errors import RunFolderError
+from dsa_hw.errors import RunFolderError, UserError
 from dsa_hw.importance import Importance, chosen_importance
 from dsa_hw.run_folder import CONFIG_FILE, RunFolder
+from dsa_hw.yaml_files import read_mapping
 
 SAME = ("model", "input_shape", "batch_size", "data", "exclude", "importance", "combination",
         "constraint", "remove_branches")  # fmt: skip
 """What has to agree for a search to mean the same."""
+IDENTITY = (*SAME, "device", "precision", "epochs", "out")
+"""What every run's configuration says: a default in the place of one of these would be a guess."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,18 @@ def load_finished_search(config: PruneConfig) -> FinishedSearch | None:
 
 
 def config_of(folder: RunFolder) -> PruneConfig:
-    """What the run in ``folder`` was asked for."""
-    content = yaml.safe_load((folder.path / CONFIG_FILE).read_text(encoding="utf-8"))
-    known = PruneConfig.__dataclass_fields__
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in content.items()
-        if name in known
-    }
-    return PruneConfig(**values)
+    """What the run in ``folder`` was asked for, as data: nothing that it names is imported.
+
+    Raises:
+        UserError: its configuration is none; names the option, its value and what was expected.
+    """
+    path = folder.path / CONFIG_FILE
+    missing = [name for name in IDENTITY if name not in read_mapping(path)]
+    if missing:
+        raise RunFolderError(
+            f"{path} does not say {missing[0]}; expected all options of a run. Put back a copy"
+        )
+    try:
+        return parse("prune", PruneConfig, ["--config", str(path)])
+    except UserError as error:
+        raise RunFolderError(f"{path}: {error}") from error

@@ -34,6 +34,7 @@ from dsa_hw.distillation import Distillation
 from dsa_hw.errors import InfeasibleBudget, UserError
 from dsa_hw.finished_search import FinishedSearch, config_of, load_finished_search
 from dsa_hw.html_report import write_run_report
+from dsa_hw.html_report.fields import read_json_lines
 from dsa_hw.importance import AtomImportance, chosen_importance
 from dsa_hw.inventory import fixed_branches_warning, take_inventory
 from dsa_hw.masks import ChannelMasks, hard_masks
@@ -41,7 +42,7 @@ from dsa_hw.models import default_input_shape, resolve_model
 from dsa_hw.processes import Processes, trains_on_cpu
 from dsa_hw.profiling import CalibratedModel, ProfiledNetwork, profile_network
 from dsa_hw.rounding import kept_importance
-from dsa_hw.run_folder import ONNX_FILE, RESULT_FILE, RunFolder, Stopwatch
+from dsa_hw.run_folder import LOG_FILE, ONNX_FILE, RESULT_FILE, RunFolder, Stopwatch
 from dsa_hw.search import DSAPruner, SearchSettings, outputs_of
 from dsa_hw.shared_run_folder import SharedRunFolder
 from dsa_hw.surgery import Keep, keep_most_important, remove_channels, save_pruned
@@ -164,7 +165,7 @@ def dense_of_run(folder: RunFolder, result: dict[str, Any]) -> bytes:
 def example_for(config: ModelConfig, shape: tuple[int, int, int] | None = None) -> torch.Tensor:
     """(N, C, H, W) input at the deployment batch size, seeded noise."""
     own = config.input_shape or shape or default_input_shape(config.model)
-    if len(own) != 3:
+    if len(own) != 3 or min(own) < 1:
         raise UserError(f"input-shape is {own}; expected channels, height and width")
     generator = torch.Generator().manual_seed(0)
     return torch.randn(config.batch_size, *own, generator=generator)
@@ -222,10 +223,18 @@ def prune(
         processes: all of which call this; asked for from Accelerate if not given.
 
     Raises:
-        UserError: the configuration cannot be carried out; nothing was written over.
+        UserError: the configuration cannot be carried out, or another command works in its folder;
+            nothing was written over.
     """
     processes = processes or Processes(trains_on_cpu(config))
     folder = SharedRunFolder.check_for(config.out, config, processes)
+    with folder.locked(config):
+        return _prune(config, folder, progress, processes)
+
+
+def _prune(
+    config: PruneConfig, folder: SharedRunFolder, progress: Progress, processes: Processes
+) -> dict[str, Any]:
     if (done := folder.read_json(RESULT_FILE)) is not None:
         progress.say(f"{folder.path} is finished already; this is its result")
         return done
@@ -910,10 +919,10 @@ def masked_difference(
 
 
 def _logged_warnings(folder: RunFolder) -> list[str]:
-    import json
-
-    path = folder.path / "log.jsonl"
+    path = folder.path / LOG_FILE
     if not path.exists():
         return []
-    events = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return [e["message"] for e in events if e["event"] == "warning"]
+    problems: list[str] = []
+    events = list(read_json_lines(path, problems))
+    warnings = [e.text("message") for e in events if e.values.get("event") == "warning"]
+    return [message for message in warnings if message is not None] + problems

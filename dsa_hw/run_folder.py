@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import yaml
 
 from dsa_hw.cli import to_yaml
+from dsa_hw.durable_files import append_line, naming, replace_file
 from dsa_hw.errors import RunFolderError
+from dsa_hw.run_lock import HOLDER_FILE, LOCK_FILE
+from dsa_hw.yaml_files import read_mapping
 
 CONFIG_FILE = "config.yaml"
 RESULT_FILE = "result.json"
 LOG_FILE = "log.jsonl"
 ONNX_FILE = "model.onnx"
+LOCK_FILES = frozenset({LOCK_FILE, HOLDER_FILE})
+SEALED = b"dsa_hw checkpoint sha256 "
+"""Stands at a checkpoint's end, before the digest of all that comes before it."""
 
 
 class RunFolder:
@@ -48,11 +58,11 @@ class RunFolder:
             existing = existing.parent
         if not os.access(existing, os.W_OK | os.X_OK) or not _really_writable(existing):
             raise RunFolderError(f"cannot write to {existing}; choose another --out")
-        if not folder.path.is_dir() or not any(folder.path.iterdir()):
+        if not folder.path.is_dir() or not {p.name for p in folder.path.iterdir()} - LOCK_FILES:
             return folder
         if not (folder.path / CONFIG_FILE).is_file():
             raise RunFolderError(f"{path} holds files that are not a run's; choose another --out")
-        before = yaml.safe_load((folder.path / CONFIG_FILE).read_text(encoding="utf-8"))
+        before = read_mapping(folder.path / CONFIG_FILE)
         now = yaml.safe_load(to_yaml(config))
         ignored = {"out"} | may_differ
         differing = [k for k in now if k not in ignored and before.get(k) != now[k]]
@@ -66,48 +76,114 @@ class RunFolder:
 
     def start(self, config: Any) -> None:
         """Make the folder and write the resolved configuration."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        with naming(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / CONFIG_FILE).exists():
             self.write_text(CONFIG_FILE, to_yaml(config))
 
     def write_text(self, name: str, text: str) -> None:
-        """Replace a file as a whole."""
-        partial = self.path / f".{name}.new"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, self.path / name)
+        """Replace a file as a whole.
+
+        Raises:
+            RunFolderError: it cannot be written; what was there is as it was.
+        """
+        replace_file(self.path / name, text.encode("utf-8"))
 
     def read_json(self, name: str) -> Any | None:
-        """Content of a JSON file, None if there is none."""
+        """Content of a JSON file, None if there is none.
+
+        Raises:
+            RunFolderError: it cannot be read, or is not JSON.
+        """
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunFolderError(
+                f"{path} cannot be read ({_first_line(error)}); put back a copy of it, or choose "
+                "another --out"
+            ) from error
 
     def write_json(self, name: str, content: Any) -> None:
         """Replace a JSON file as a whole."""
         self.write_text(name, json.dumps(content, indent=2) + "\n")
 
+    def _read_numbers(self, name: str) -> dict[str, Any]:
+        """A JSON file of numbers by name; empty where there is none.
+
+        Raises:
+            RunFolderError: it holds something else.
+        """
+        content = self.read_json(name)
+        if content is None:
+            return {}
+        numbers = isinstance(content, dict) and all(
+            isinstance(n, (int, float)) and not isinstance(n, bool) and 0 <= n < 1e15
+            for n in content.values()
+        )
+        if not numbers:
+            raise RunFolderError(
+                f"{self.path / name} does not hold numbers by name; put back a copy of it, or "
+                "choose another --out"
+            )
+        return content
+
+    def read_seconds(self) -> dict[str, float]:
+        """What each part of the run has taken so far."""
+        return self._read_numbers("seconds.json")
+
     # -- checkpoints -----------------------------------------------------------------------
 
     def save_checkpoint(self, name: str, state: dict[str, Any]) -> None:
-        """Keep a stage's state; the log's length goes with it."""
+        """Keep a stage's state and the one before it; the log's length goes with it.
+
+        Raises:
+            RunFolderError: it cannot be written; the states that were there are as they were.
+        """
         folder = self.path / "checkpoints"
-        folder.mkdir(exist_ok=True)
-        partial = folder / f".{name}.new"
-        torch.save(state | {"log_bytes": self.log_bytes()}, partial)
-        os.replace(partial, folder / f"{name}.pt")
+        with naming(folder):
+            folder.mkdir(exist_ok=True)
+        content = io.BytesIO()
+        torch.save(state | {"log_bytes": self.log_bytes()}, content)
+        content.write(SEALED + hashlib.sha256(content.getbuffer()).digest())
+        latest, earlier = self._checkpoints(name)
+        replace_file(latest, content.getbuffer(), keep_as=earlier)
 
     def load_checkpoint(self, name: str) -> dict[str, Any] | None:
-        """A stage's last state, or None. Tensors and plain values only: nothing is executed."""
-        path = self.path / "checkpoints" / f"{name}.pt"
-        if not path.is_file():
-            return None
-        return torch.load(path, map_location="cpu", weights_only=True)
+        """A stage's last state, or None. Tensors and plain values only: nothing is executed.
+
+        A state that is damaged is passed over for the one before it.
+
+        Raises:
+            RunFolderError: all that there is of it is damaged.
+        """
+        problems = []
+        for path in self._checkpoints(name):
+            if not path.is_file():
+                continue
+            try:
+                return _read_checkpoint(path)
+            except (OSError, ValueError, EOFError, RuntimeError, UnpicklingError) as error:
+                problems.append(f"{path} cannot be read ({_first_line(error)})")
+        if problems:
+            raise RunFolderError(
+                f"{'; '.join(problems)}. Put back a copy, or delete what is damaged: that part of "
+                "the run is then done again"
+            )
+        return None
+
+    def _checkpoints(self, name: str) -> tuple[Path, Path]:
+        """Where a stage's last state is, and the one before it."""
+        folder = self.path / "checkpoints"
+        return folder / f"{name}.pt", folder / f"{name}.earlier.pt"
 
     # -- the log ---------------------------------------------------------------------------
 
     def log(self, event: dict[str, Any]) -> None:
         """Append an event to ``log.jsonl``."""
-        with open(self.path / LOG_FILE, "a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        append_line(self.path / LOG_FILE, json.dumps(event))
 
     def log_bytes(self) -> int:
         """Length of the log."""
@@ -116,21 +192,22 @@ class RunFolder:
 
     def begin_stage(self, name: str) -> None:
         """Remember where a stage's events begin; begun again without a checkpoint, forget them."""
-        starts = self.read_json("stages.json") or {}
+        starts = self._read_numbers("stages.json")
         if name not in starts:
             self.write_json("stages.json", starts | {name: self.log_bytes()})
-        elif not (self.path / "checkpoints" / f"{name}.pt").is_file():
+        elif not any(path.is_file() for path in self._checkpoints(name)):
             self._rewind_log(starts[name])
 
     def resume_stage(self, name: str, log_bytes: int) -> None:
         """Forget events that came after a stage's checkpoint, unless a later stage has begun."""
-        starts = self.read_json("stages.json") or {}
+        starts = self._read_numbers("stages.json")
         if not any(start >= log_bytes for other, start in starts.items() if other != name):
             self._rewind_log(log_bytes)
 
     def _rewind_log(self, length: int) -> None:
         if self.log_bytes() > length:
-            os.truncate(self.path / LOG_FILE, length)
+            with naming(self.path / LOG_FILE):
+                os.truncate(self.path / LOG_FILE, length)
 
 
 class Stopwatch:
@@ -143,7 +220,7 @@ class Stopwatch:
     def __init__(self, folder: RunFolder, clock: Callable[[], float] = time.perf_counter) -> None:
         self._folder, self._clock = folder, clock
         self._inside = 0.0
-        self.seconds: dict[str, float] = folder.read_json("seconds.json") or {}
+        self.seconds: dict[str, float] = folder.read_seconds()
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
@@ -152,11 +229,17 @@ class Stopwatch:
         self._inside = 0.0
         try:
             yield
-        finally:
-            whole = self._clock() - start
-            spent = self.seconds.get(part, 0.0) + whole - self._inside
-            self._inside = others + whole
-            self.put(part, spent)
+        except BaseException:
+            with contextlib.suppress(RunFolderError):  # what failed first is what counts
+                self._add(part, start, others)
+            raise
+        self._add(part, start, others)
+
+    def _add(self, part: str, start: float, others: float) -> None:
+        whole = self._clock() - start
+        spent = self.seconds.get(part, 0.0) + whole - self._inside
+        self._inside = others + whole
+        self.put(part, spent)
 
     def put(self, part: str, seconds: float) -> None:
         """Set what ``part`` took, where it was measured elsewhere."""
@@ -173,3 +256,25 @@ def _really_writable(folder: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's state; one that was written before they were sealed is believed.
+
+    Raises:
+        ValueError: it is not what was written; ``torch.load`` adds errors of its own.
+    """
+    content = path.read_bytes()
+    seal = len(SEALED) + hashlib.sha256().digest_size
+    if content[-seal:].startswith(SEALED):
+        content, digest = content[:-seal], content[-seal + len(SEALED) :]
+        if hashlib.sha256(content).digest() != digest:
+            raise ValueError("it does not agree with its checksum")
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__} instead of a state")
+    return state
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,11 +5,14 @@ The other processes may be on machines that do not see the folder at all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dsa_hw.processes import Processes
 from dsa_hw.run_folder import RunFolder
+from dsa_hw.run_lock import RunLock
 
 
 class SharedRunFolder(RunFolder):
@@ -28,6 +31,26 @@ class SharedRunFolder(RunFolder):
         """See that ``path`` can take this run, without writing; see ``RunFolder.check``."""
         return cls(processes.from_main(lambda: RunFolder.check(path, config).path), processes)
 
+    @contextmanager
+    def locked(self, config: Any) -> Iterator[None]:
+        """Have the folder to this run, in its main process, for as long as the block lasts.
+
+        Raises:
+            RunFolderError: another command works in it; or it has changed since it was checked.
+        """
+        lock = RunLock(self.path)
+
+        def take() -> None:
+            lock.acquire()
+            RunFolder.check(self.path, config)
+
+        try:
+            self._processes.from_main(take)
+            yield
+        finally:
+            if self._processes.is_main:
+                lock.release()
+
     def start(self, config: Any) -> None:
         """Make the folder and write the resolved configuration."""
         self._processes.from_main(lambda: self._own.start(config))
@@ -35,6 +58,10 @@ class SharedRunFolder(RunFolder):
     def read_json(self, name: str) -> Any | None:
         """Content of a JSON file, None if there is none."""
         return self._processes.from_main(lambda: self._own.read_json(name))
+
+    def read_seconds(self) -> dict[str, float]:
+        """What each part of the run has taken so far."""
+        return self._processes.from_main(self._own.read_seconds)
 
     def load_checkpoint(self, name: str) -> dict[str, Any] | None:
         """A stage's last state, or None."""
