@@ -6,8 +6,12 @@ deployment latency as its budget.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
+from dsa_hw.search_path import demote_working_folder
+
+demote_working_folder(__name__)  # before anything is imported that could be shadowed
+
+import importlib  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
 
 if TYPE_CHECKING:
     from dsa_hw.budgets import FlopsBudget, LatencyBudget, MemoryBudget, ParamsBudget

@@ -50,7 +50,8 @@ class DeviceConfig:
     )
     table: str | None = _option(
         None,
-        "latency table file; latency_tables/<device, runtime, ...>.jsonl if unset",
+        "latency table file; if unset, one of the device and runtime in latency_tables/ of the "
+        "working folder where there is such a folder, else in the user's data folder",
         path="file",
     )
     allow_mismatch: bool = _option(
@@ -335,6 +336,9 @@ class ValidateConfig(DeviceConfig):
         None, "run folder: its model.onnx beside its prediction and target", path="folder"
     )
     onnx: str | None = _option(None, "an exported network to time by itself", path="file")
+    trust_run: bool = _option(
+        False, "import the package.module:factory that the run folder names, which runs its code"
+    )
 
 
 @dataclass(frozen=True)

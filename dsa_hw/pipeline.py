@@ -43,9 +43,11 @@ from dsa_hw.processes import Processes, trains_on_cpu
 from dsa_hw.profiling import CalibratedModel, ProfiledNetwork, profile_network
 from dsa_hw.rounding import kept_importance
 from dsa_hw.run_folder import LOG_FILE, ONNX_FILE, RESULT_FILE, RunFolder, Stopwatch
+from dsa_hw.run_result import finished_result
 from dsa_hw.search import DSAPruner, SearchSettings, outputs_of
 from dsa_hw.shared_run_folder import SharedRunFolder
 from dsa_hw.surgery import Keep, keep_most_important, remove_channels, save_pruned
+from dsa_hw.table_folder import table_folder
 from dsa_hw.training import Stage, Trainer
 from dsa_hw.training_precision import slow_precision_warning
 from dsa_hw.validation import (
@@ -61,7 +63,6 @@ from profilers.collect import nominal_reference_ms
 from profilers.table import LatencyTable, NetworkKey, default_path
 from profilers.timing import Measurement, paired, ratio
 
-TABLE_FOLDER = Path("latency_tables")
 WARNED_SLOWDOWN = 1.15
 """Of the dense network's fastest time, from which a last measurement is warned of: the closed loop
 gives such a round a fifth of its weight."""
@@ -90,7 +91,7 @@ def configured_table(config: DeviceConfig, backend: Backend) -> LatencyTable:
         UserError: its folder cannot be written.
     """
     provenance = backend.provenance()
-    path = Path(config.table) if config.table else default_path(provenance, TABLE_FOLDER)
+    path = Path(config.table) if config.table else default_path(provenance, table_folder())
     if path.exists():
         return LatencyTable.open(path, provenance, allow=config.allow_mismatch)
     header = provenance | {
@@ -235,7 +236,7 @@ def prune(
 def _prune(
     config: PruneConfig, folder: SharedRunFolder, progress: Progress, processes: Processes
 ) -> dict[str, Any]:
-    if (done := folder.read_json(RESULT_FILE)) is not None:
+    if (done := finished_result(folder)) is not None:
         progress.say(f"{folder.path} is finished already; this is its result")
         return done
     _check_teacher(config)

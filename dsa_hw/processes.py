@@ -6,7 +6,9 @@ part of every batch, and are told the rest; an error in one of them is an error 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -21,8 +23,12 @@ from profilers.errors import ProfilerError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=30)
-"""Others wait for the main process while it measures, which may take hours."""
+PATIENCE = timedelta(minutes=10)
+"""The others wait for a main process that measures for hours, but not for one that was stopped: it
+says that it lives much more often than this."""
+SIGNS_OF_LIFE = 10
+"""In the time of ``PATIENCE``; each is a message of a few bytes."""
+STILL_AT_IT = "the main process is still at it"
 PLAIN = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU")
 """Accelerate's kinds of processes that each hold the whole network."""
 
@@ -44,7 +50,8 @@ class Processes:
         is_main: whether this is the one that measures, writes and speaks.
     """
 
-    def __init__(self, cpu: bool) -> None:
+    def __init__(self, cpu: bool, patience: timedelta = PATIENCE) -> None:
+        self._patience = patience
         state = PartialState(cpu=cpu)
         self.count, self._index = state.num_processes, state.process_index
         self.is_main = self._index == 0
@@ -55,7 +62,7 @@ class Processes:
                 "accelerate config"
             )
         self._alone = self.count == 1
-        self._group = None if self._alone else _own_group()
+        self._group = None if self._alone else _own_group(patience)
 
     def from_main(self, make: Callable[[], T], *, told: Callable[[T], T] = lambda made: made) -> T:
         """What ``make`` returns in the main process, where alone it runs; in all of them.
@@ -66,7 +73,8 @@ class Processes:
 
         Raises:
             Exception: what ``make`` raises, in all processes if it is the user's to mend.
-            MainProcessFailed: in the others, if it is not.
+            MainProcessFailed: in the others, if it is not, or if the main process was stopped for
+                longer than ``patience``.
         """
         if self._alone:
             return make()
@@ -74,7 +82,8 @@ class Processes:
             return self._hear()
         self._alone = True
         try:
-            made = make()
+            with self._signs_of_life():
+                made = make()
         except BaseException as error:
             self._tell((None, _sendable(error)))
             raise
@@ -82,6 +91,24 @@ class Processes:
             self._alone = False
         self._tell((told(made), None))
         return made
+
+    @contextmanager
+    def _signs_of_life(self) -> Iterator[None]:
+        """Let the others know now and then, during the block, that this process is running."""
+        over = threading.Event()
+        every_s = self._patience.total_seconds() / SIGNS_OF_LIFE
+
+        def say() -> None:
+            while not over.wait(every_s):
+                self._tell(STILL_AT_IT)
+
+        teller = threading.Thread(target=say, daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            over.set()
+            teller.join()
 
     def together(self, make: Callable[[], T]) -> T:
         """What ``make`` returns here, where it runs in every process.
@@ -113,20 +140,29 @@ class Processes:
         if self.count > 1 and (kind is None or self.is_main):
             PartialState().destroy_process_group()
 
-    def _tell(self, told: tuple[Any, Exception | None]) -> None:
+    def _tell(self, told: tuple[Any, Exception | None] | str) -> None:
         dist.broadcast_object_list([told], src=0, group=self._group)
 
     def _hear(self) -> Any:
-        told: list[Any] = [None]
-        dist.broadcast_object_list(told, src=0, group=self._group)
+        told: list[Any] = [STILL_AT_IT]
+        while told[0] == STILL_AT_IT:
+            try:
+                dist.broadcast_object_list(told, src=0, group=self._group)
+            except RuntimeError as error:  # gloo's, after ``patience`` or when the process has gone
+                minutes = self._patience.total_seconds() / 60
+                raise MainProcessFailed(
+                    f"nothing was heard of the main process for {minutes:.3g} minutes, or it has "
+                    "ended; it may have been stopped or killed. The same command goes on from "
+                    "the last checkpoint"
+                ) from error
         made, error = told[0]
         if error is not None:
             raise error
         return made
 
 
-def _own_group() -> dist.ProcessGroup:
-    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+def _own_group(patience: timedelta) -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=patience)
     assert isinstance(group, dist.ProcessGroup)  # all processes are members
     return group
 

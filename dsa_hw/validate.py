@@ -51,17 +51,25 @@ def _validate_run(config: ValidateConfig, path: Path) -> None:
     from dsa_hw.finished_search import config_of
     from dsa_hw.pipeline import configured_backend, dense_of_run
     from dsa_hw.run_folder import CONFIG_FILE, ONNX_FILE, RESULT_FILE, RunFolder
+    from dsa_hw.run_result import finished_result, names_code
     from dsa_hw.validation import validate_run
 
     folder = RunFolder(path)
-    result = folder.read_json(RESULT_FILE)
-    if result is None:
+    result = finished_result(folder)
+    if result is None or "infeasible" in result:
         raise UserError(f"{path} holds no finished run ({RESULT_FILE} is missing)")
     _need_file(path / ONNX_FILE)
     if not (path / CONFIG_FILE).is_file():
         raise UserError(f"{path} does not say how it was made ({CONFIG_FILE} is missing); time its "
                         f"{ONNX_FILE} by itself: --onnx")  # fmt: skip
     asked = config_of(folder)
+    code = names_code(asked.model, asked.data)
+    if code is not None and result["target_ratio"] is not None and not config.trust_run:
+        raise UserError(
+            f"the run in {path} names code of its own ({code}), which timing its dense network "
+            "would import and run; if you trust the folder: --trust-run true. To time its "
+            f"network alone: --onnx {path / ONNX_FILE}"
+        )
     dense = None if result["target_ratio"] is None else dense_of_run(folder, result)
     same_device = config.device in (AUTO, asked.device)
     backend = configured_backend(

@@ -36,7 +36,6 @@ from profilers.backends.cuda_clock import (
     captured,
     with_copies,
 )
-from profilers.backends.isolated import Worker
 from profilers.backends.kept import KeptModels
 from profilers.backends.model_files import KEPT, ModelFiles, model_key
 from profilers.backends.onnx_torch import OnnxModule
@@ -50,6 +49,7 @@ from profilers.backends.parallel import Parallel
 from profilers.backends.selection import PREFERENCE, choose, probe
 from profilers.backends.torch_runtime import TorchRuntime
 from profilers.backends.worker import Server
+from profilers.backends.worker_process import Worker
 from profilers.collect import Request, call_requests, collect
 from profilers.errors import BackendUnavailable
 from profilers.onnx_layers import layer_model

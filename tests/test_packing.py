@@ -313,6 +313,9 @@ class PackWorker:
             raise self.answer
         return self.answer
 
+    def observations(self) -> tuple[str, ...]:
+        return ()
+
 
 def isolated(worker: Any) -> Isolated:
     backend: Any = Isolated("cuda:0", "tensorrt", "fp16")

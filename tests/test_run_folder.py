@@ -17,7 +17,7 @@ import torch
 
 from dsa_hw import durable_files, pipeline, prune
 from dsa_hw.cli import run_command
-from dsa_hw.config import PruneConfig, ReportConfig
+from dsa_hw.config import ProfileConfig, PruneConfig
 from dsa_hw.errors import RunFolderError, UserError
 from dsa_hw.finished_search import config_of
 from dsa_hw.run_folder import RunFolder, Stopwatch
@@ -89,12 +89,12 @@ def test_a_full_disk_is_one_message_and_loses_nothing(
     before = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
     fill_disk(monkeypatch)
 
-    def run(config: ReportConfig) -> int:
+    def run(config: ProfileConfig) -> int:
         with Stopwatch(folder).measure("search"):  # whose own writing fails as well
             folder.save_checkpoint("search", {"epoch": 2})
         return 0
 
-    assert run_command("prune", ReportConfig, run, []) == 2
+    assert run_command("prune", ProfileConfig, run, []) == 2
     said = capsys.readouterr().err
     assert "search.pt: No space left on device" in said
     assert "Traceback" not in said
@@ -208,15 +208,15 @@ def test_what_the_system_refuses_is_one_message(
     def fail(config: Any) -> int:
         raise error
 
-    assert run_command("report", ReportConfig, fail, []) == code
+    assert run_command("report", ProfileConfig, fail, []) == code
     assert said in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_output_that_nobody_takes_is_no_traceback() -> None:
     code = (
-        "import sys; from dsa_hw.cli import run_command; from dsa_hw.config import ReportConfig; "
-        "sys.exit(run_command('report', ReportConfig, lambda c: print('x' * 100_000), []))"
+        "import sys; from dsa_hw.cli import run_command; from dsa_hw.config import ProfileConfig; "
+        "sys.exit(run_command('report', ProfileConfig, lambda c: print('x' * 100_000), []))"
     )
     command = [sys.executable, "-c", code]
     with open("/dev/full", "w") as full:

@@ -22,6 +22,7 @@ from dsa_hw.comparison.final_timing import DENSE_NETWORK, TIMING, timing_name
 from dsa_hw.comparison.separability import separability
 from dsa_hw.config import CompareConfig
 from dsa_hw.deployed import DeployedGraph
+from dsa_hw.html_report.page import inert
 from dsa_hw.profiling import ProfiledNetwork
 from dsa_hw.run_folder import RESULT_FILE, RunFolder
 from dsa_hw.shares import group_shares
@@ -123,7 +124,7 @@ def to_csv(records: Sequence[Record]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows({name: inert(value) for name, value in r.items()} for r in records)
     return out.getvalue()
 
 

@@ -6,7 +6,15 @@ Every field may be None: the sweep did not record it (or is not finished), and t
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsa_hw.html_report.fields import Fields, Interval, read_object, read_text
+from dsa_hw.html_report.fields import (
+    Fields,
+    Interval,
+    ReportInputError,
+    check_inside,
+    is_plain_name,
+    read_object,
+    read_text,
+)
 from dsa_hw.html_report.run_record import RunRecord, read_run
 from dsa_hw.html_report.setting import Setting
 
@@ -290,11 +298,23 @@ def _staircases(fields: Fields) -> list[Staircase]:
 
 
 def _details(folder: Path, cells: tuple[RunPoint, ...]) -> dict[str, RunRecord]:
-    """The DSA runs of the first seed, whose searches and layers the page shows."""
+    """The DSA runs of the first seed, whose searches and layers the page shows.
+
+    Raises:
+        ReportInputError: a run's name leads out of the folder, or its folder is a link out of it.
+    """
+    for number, cell in enumerate(cells):
+        if not is_plain_name(cell.cell):
+            raise ReportInputError(
+                f"{folder / 'result.json'}: cells[{number}].cell is {cell.cell!r:.60}; expected "
+                "the plain name of a folder in cells/"
+            )
     seeds = [c.seed for c in cells if c.seed is not None]
     wanted = [c for c in cells if c.method in (LATENCY_DSA, FLOPS_DSA) and not c.infeasible]
-    return {
-        c.cell: read_run(folder / "cells" / c.cell)
-        for c in wanted
-        if c.seed == seeds[0] and (folder / "cells" / c.cell / "result.json").is_file()
-    }
+    found = {}
+    for cell in wanted:
+        path = folder / "cells" / cell.cell
+        if seeds and cell.seed == seeds[0] and (path / "result.json").is_file():
+            check_inside(path)
+            found[cell.cell] = read_run(path)
+    return found

@@ -58,7 +58,9 @@ def write_comparison_report(folder: Path, out: Path | None = None) -> Path:
     statistic = record.setting.statistic or "median"
     footer = f"Sweep folder: {record.folder}. Times are the {statistic}."
     title = f"{record.setting.model or record.folder}: comparison of pruning methods"
-    out.write_text(parts.page(title, headline, _sections(record), footer), encoding="utf-8")
+    out.write_text(
+        parts.page(title, headline, _sections(record), footer), encoding="utf-8", errors="replace"
+    )
     return out
 
 

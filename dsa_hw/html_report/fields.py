@@ -1,7 +1,6 @@
 """Typed, tolerant access to JSON written by an older, newer or killed run."""
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,9 @@ from dsa_hw.errors import UserError
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Interval: TypeAlias = tuple[float, float]
 T = TypeVar("T")
+
+LARGEST = 1e24
+"""No count or time of a network reaches it, and figures of what is larger overflow."""
 
 
 class ReportInputError(UserError):
@@ -110,7 +112,7 @@ class Fields:
 def as_number(value: Json) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    return float(value) if abs(value) < LARGEST else None
 
 
 def as_numbers(value: Json) -> tuple[float, ...] | None:
@@ -155,13 +157,16 @@ def read_object(path: Path) -> Fields:
     Raises:
         ReportInputError: the file is missing or does not hold a JSON object.
     """
+    check_inside(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ReportInputError(
             f"{path} does not exist: give the folder of a run that wrote {path.name}."
         ) from None
-    except ValueError as error:
+    except OSError as error:
+        raise ReportInputError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
         raise ReportInputError(f"{path} is not JSON ({error}): run again to rewrite it.") from None
     if not isinstance(values, dict):
         raise ReportInputError(f"{path} holds a {type(values).__name__}, expected an object.")
@@ -170,11 +175,13 @@ def read_object(path: Path) -> Fields:
 
 def read_text(path: Path) -> str | None:
     """A file for people to read as it is; None where there is none."""
+    check_inside(path)
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
 def read_json_lines(path: Path, problems: list[str]) -> Iterator[Fields]:
     """The objects of a JSON-lines file; unreadable lines are counted in ``problems``."""
+    check_inside(path)
     unreadable = 0
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
@@ -182,7 +189,7 @@ def read_json_lines(path: Path, problems: list[str]) -> Iterator[Fields]:
                 continue
             try:
                 values = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 values = None
             if isinstance(values, dict):
                 yield Fields(values, f"{path.name} line {number}: ", problems)
@@ -191,3 +198,18 @@ def read_json_lines(path: Path, problems: list[str]) -> Iterator[Fields]:
     if unreadable:
         plural = "s" if unreadable > 1 else ""
         problems.append(f"{path.name}: {unreadable} unreadable line{plural} skipped")
+
+
+def check_inside(path: Path) -> None:
+    """See that a file of a folder is not a link to somewhere else.
+
+    Raises:
+        ReportInputError: it is; what is there is none of the folder's.
+    """
+    if path.is_symlink() and path.resolve().parent != path.parent.resolve():
+        raise ReportInputError(f"{path} is a link out of its folder; put the file itself there")
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether ``name`` is that of a file in a folder, and not a way out of it."""
+    return name not in ("", ".", "..") and not any(c in name for c in "/\\:\0")

@@ -16,6 +16,7 @@ BADGES = {
     "missed": "✕ Target missed",
     "unknown": "Target not checked",
 }
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 CELL_CLASSES = {"text": "", "number": "", "key": "key", "none": "none"}
 
 
@@ -131,8 +132,23 @@ def to_csv(content: Table) -> str:
 def csv_text(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerows([header, *lines])
+    writer.writerows([header, *([inert(value) for value in line] for line in lines)])
     return out.getvalue()
+
+
+def inert(value: object) -> object:
+    """A CSV cell that no spreadsheet takes for a formula: an apostrophe goes before a text."""
+    if isinstance(value, str) and value[:1] in FORMULA_STARTS and not _is_number(value):
+        return f"'{value}"
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def copy_button(what: str, csv_text: str, label: str = "Copy as CSV") -> Html:

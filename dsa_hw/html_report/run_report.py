@@ -52,7 +52,9 @@ def write_run_report(run_dir: Path, out: Path | None = None) -> Path:
     title = f"{run.setting.model or run.folder}: pruning report"
     statistic = run.setting.statistic or "recorded statistic"
     footer = f"Run folder: {run.folder}. Times are the {statistic}."
-    out.write_text(parts.page(title, headline, _sections(run), footer), encoding="utf-8")
+    out.write_text(
+        parts.page(title, headline, _sections(run), footer), encoding="utf-8", errors="replace"
+    )
     return out
 
 

@@ -56,7 +56,7 @@ def write_table_report(table_path: Path, out: Path) -> Path:
     page = parts.page(
         f"{table_path.name}: latency table", _headline(record), shown, f"Table: {table_path.name}."
     )
-    out.write_text(page, encoding="utf-8")
+    out.write_text(page, encoding="utf-8", errors="replace")
     return out
 
 

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +15,8 @@ import numpy as np
 from profilers.backends.model_files import ModelFiles
 from profilers.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from profilers.backends.packing import pack_models
+from profilers.backends.scratch import Scratch
+from profilers.backends.worker_process import Worker
 from profilers.errors import BackendUnavailable
 from profilers.nvml import Card, NvmlAbsent, Watch, energy_per_run_mj, measuring_pids
 from profilers.timing import Round, Runner, SamplePlan
@@ -30,8 +26,6 @@ COOL_DOWN_S = 0.5
 """A round that the card was held back in is taken again after this pause, doubled each time."""
 STEADY = 3
 LAYERS_PER_PACK = 24
-ENDS_WITHIN_S = 30.0
-"""After that a worker that has nothing left to answer is killed: a runtime may hang at its end."""
 
 
 class RemoteRunner(Runner):
@@ -86,78 +80,6 @@ def at_full_speed(watch: Watch, take: Callable[[], Taken]) -> Taken:
         time.sleep(COOL_DOWN_S * 2 ** (attempt - 1))
 
 
-class Worker:
-    """A worker process, started at the first question and ended with its owner."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self._arguments = arguments
-        self._process: subprocess.Popen[str] | None = None
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send a request and wait for its answer.
-
-        Raises:
-            BackendUnavailable: the runtime refused the model, or the worker died.
-        """
-        if self._process is None:
-            self._start()
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            self.stop()
-            raise BackendUnavailable(
-                f"the measuring process ended unexpectedly (exit code {process.returncode})"
-            )
-        answer = json.loads(line)
-        if "error" in answer:
-            if answer.get("broken"):
-                self.stop()  # the next question gets a new process
-            raise BackendUnavailable(answer["error"])
-        return answer
-
-    def close(self) -> None:
-        """Let go of the model that is open; nothing where the process has ended with it."""
-        if self._process is not None:
-            self.ask({"close": True})
-
-    def kill(self) -> None:
-        """End the process in the middle of a question, which then fails."""
-        if self._process is not None:
-            self._process.kill()
-
-    def stop(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            for stream in (self._process.stdin, self._process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(BrokenPipeError):  # it died before it was asked
-                        stream.close()
-            try:
-                self._process.wait(timeout=ENDS_WITHIN_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self._process = None
-
-    def _start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "profilers.backends.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(self._arguments) + "\n")
-
-
 class IsolatedOnnxRuntimeCpu(OnnxRuntimeCpu):
     """``OnnxRuntimeCpu`` that times in a worker process (and computes outputs in this one)."""
 
@@ -166,12 +88,17 @@ class IsolatedOnnxRuntimeCpu(OnnxRuntimeCpu):
         self._worker = Worker(
             {"device": "cpu", "batch_size": self.batch_size, "threads": self.threads}
         )
-        self._folder = Path(tempfile.mkdtemp(prefix="dsa_hw_"))
-        weakref.finalize(self, _clean_up, self._worker, self._folder)
+        scratch = Scratch()
+        self._folder = scratch.path
+        weakref.finalize(self, _clean_up, self._worker, scratch)
 
     def renew(self) -> None:
         """End the worker; the next model gets a new process."""
         self._worker.stop()
+
+    def observations(self) -> tuple[str, ...]:
+        """Whether the worker had to be replaced."""
+        return (*super().observations(), *self._worker.observations())
 
     @contextmanager
     def open(self, model: bytes | Path) -> Iterator[Runner]:
@@ -225,7 +152,8 @@ class Isolated:
             "batch_size": batch_size, "include_copies": include_copies,
         }  # fmt: skip
         self._worker = Worker(arguments)
-        self._folder = Path(tempfile.mkdtemp(prefix="dsa_hw_"))
+        scratch = Scratch()
+        self._folder = scratch.path
         self._files = ModelFiles(self._folder)
         self._notes: list[str] = []
         self._described: dict[str, Any] | None = None
@@ -233,7 +161,7 @@ class Isolated:
         self._packed_rounds = 0
         self._unpacked = ""
         self._watch: Watch | None = None
-        self._finalizer = weakref.finalize(self, _clean_up, self._worker, self._folder)
+        self._finalizer = weakref.finalize(self, _clean_up, self._worker, scratch)
 
     def renew(self) -> None:
         """Keeps its process: a new CUDA context and new engines would take seconds a round."""
@@ -257,7 +185,8 @@ class Isolated:
         packing = [self._unpacked] if self._unpacked else []
         if self._packed_rounds:
             packing.append(f"{self._packed_rounds} rounds of layers were timed in packs")
-        return (*packing, *(self._watch.observations() if self._watch else ()))
+        seen = self._watch.observations() if self._watch else ()
+        return (*packing, *seen, *self._worker.observations())
 
     @property
     def layers_per_pack(self) -> int:
@@ -365,6 +294,6 @@ class Isolated:
         return self._watch
 
 
-def _clean_up(worker: Worker, folder: Path) -> None:
+def _clean_up(worker: Worker, scratch: Scratch) -> None:
     worker.stop()
-    shutil.rmtree(folder, ignore_errors=True)
+    scratch.remove()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnxruntime as ort
 
+from profilers.backends.model_inputs import input_shape
 from profilers.host import HostWatch, available_cpus, cpu_identity
 from profilers.timing import Runner
 
@@ -105,7 +106,10 @@ class OnnxRuntimeCpu:
         session = self._session(model, options)
         rng = np.random.default_rng(0)
         feeds = {
-            i.name: rng.standard_normal(i.shape).astype(np.float32) for i in session.get_inputs()
+            i.name: rng.standard_normal(input_shape(i.name, i.shape, self.batch_size)).astype(
+                np.float32
+            )
+            for i in session.get_inputs()
         }
         yield Runner(lambda: session.run(None, feeds), watch=HostWatch())
 

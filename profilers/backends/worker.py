@@ -164,8 +164,13 @@ def serve(requests: Iterator[str], answers: TextIO) -> None:
         answers.flush()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve what started this process, on its standard input and output."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's business
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a runtime prints is not an answer
     serve(iter(sys.stdin.readline, ""), channel)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""A measuring process that stops, dies or is short of anything is replaced once, and told."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from profilers.backends import scratch, worker_process
+from profilers.backends.isolated import IsolatedOnnxRuntimeCpu
+from profilers.backends.scratch import LOCK, Scratch, remove_abandoned
+from profilers.errors import BackendUnavailable
+from profilers.onnx_layers import layer_model
+from profilers.spec import LayerSpec
+from profilers.timing import SamplePlan
+
+SPEC = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 8x8 b1 fp32 +relu")
+PLAN = SamplePlan(sample_ms=0.1, samples=2, warmup_ms=0.1)
+
+
+@pytest.fixture
+def cpu() -> Iterator[Any]:
+    backend: Any = IsolatedOnnxRuntimeCpu(threads=1)
+    yield backend
+    backend.renew()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_process_is_replaced_in_the_middle_of_a_model(
+    cpu: Any, how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cpu.observations() == ()
+    with cpu.open_layer(layer_model(SPEC, 8, 8)) as runner:
+        runner.take_round(PLAN)
+        lost = cpu._worker._process.pid
+        os.kill(lost, how)
+        limits = [1.0]  # of the question that the stopped one does not answer
+        whole = cpu._worker.limit_s
+        monkeypatch.setattr(
+            cpu._worker, "limit_s", lambda asked: limits.pop() if limits else whole(asked)
+        )
+        assert runner.take_round(PLAN).median_ms > 0
+        assert cpu._worker._process.pid != lost
+    assert cpu.observations() == ("the measuring process was lost and replaced once",)
+
+
+def test_two_losses_over_one_question_name_the_signal(
+    cpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setattr(worker_process, "BOOT", dying)
+    with (
+        pytest.raises(BackendUnavailable, match=r"killed by SIGKILL \(signal 9\); a new one"),
+        cpu.open_layer(layer_model(SPEC, 8, 8)),
+    ):
+        pass
+    assert cpu._worker._process is None
+
+
+def test_a_limit_follows_what_such_questions_took() -> None:
+    worker = worker_process.Worker({"device": "cpu"})
+    network, layer = {"open": "n.onnx", "layer": False}, {"open": "l.onnx", "layer": True}
+    first = worker.limit_s(network)
+    worker._longest_s = {"open": 100.0}
+    assert worker.limit_s(network) == worker_process.GRACE_S + worker_process.PATIENCE * 100.0
+    assert worker.limit_s(layer) == first < worker.limit_s(network)
+    assert worker_process.Worker({"device": "cuda:0"}).limit_s(network) > first
+
+
+@pytest.mark.parametrize("name", ["numpy", "onnx", "onnxruntime", "json", "profilers"])
+def test_files_in_the_working_folder_are_not_run(
+    name: str, cpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(f"{name}.py").write_text("open('ran', 'w').close()\n")
+    with cpu.open_layer(layer_model(SPEC, 8, 8)) as runner:
+        assert runner.take_round(PLAN).median_ms > 0
+    assert not Path("ran").exists()
+
+
+def test_folders_of_dead_processes_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
+    names = ("dead", "alive", "young", "strange")
+    folders = {name: tmp_path / f"{scratch.PREFIX}{name}" for name in names}
+    for name, folder in folders.items():
+        folder.mkdir()
+        (folder / "model.onnx").touch()
+        if name != "strange":  # not made by this version: nobody can tell whose it is
+            (folder / LOCK).touch()
+        if name != "young":
+            os.utime(folder, (0, 0))
+    (tmp_path / f"{scratch.PREFIX}link").symlink_to(folders["strange"])
+    with FileLock(folders["alive"] / LOCK):
+        own = Scratch()
+        assert not folders["dead"].exists()
+        assert all(folders[name].is_dir() for name in ("alive", "young", "strange"))
+    assert remove_abandoned(tmp_path) == [folders["alive"]]
+    assert own.path.is_dir()
+    own.remove()
+    assert not own.path.exists()
