@@ -6,6 +6,7 @@ part of every batch, and are told the rest; an error in one of them is an error 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -99,8 +100,9 @@ class Processes:
         every_s = self._patience.total_seconds() / SIGNS_OF_LIFE
 
         def say() -> None:
-            while not over.wait(every_s):
-                self._tell(STILL_AT_IT)
+            with contextlib.suppress(RuntimeError):  # one has gone: the next word to it fails too
+                while not over.wait(every_s):
+                    self._tell(STILL_AT_IT)
 
         teller = threading.Thread(target=say, daemon=True)
         teller.start()

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from dsa_hw.branch_surgery import cut_branches
 from dsa_hw.branches import Branch, removed_branches
 from dsa_hw.coupling import Coupling, find_coupling
+from dsa_hw.durable_files import replace_file
 from dsa_hw.errors import RunFolderError
 
 WIDTHS_FILE = "widths.json"
@@ -146,9 +147,9 @@ def save_pruned(
         "groups": groups,
         "removed_branches": [asdict(branch) for branch in gone],
     }
-    (run_dir / WIDTHS_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    replace_file(run_dir / WIDTHS_FILE, (json.dumps(content, indent=1) + "\n").encode())
     weights = {n: t.detach().cpu().contiguous() for n, t in small.state_dict().items()}
-    save_file(weights, run_dir / WEIGHTS_FILE)
+    replace_file(run_dir / WEIGHTS_FILE, save(weights))
 
 
 def load_pruned(model: nn.Module, run_dir: str | Path) -> nn.Module:

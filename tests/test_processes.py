@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -128,3 +131,37 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     elsewhere = f"MainProcessFailed: the main process failed ({failure})"
     assert heard[1] == ["from 0", "from 0", "UserError: no", elsewhere, "from 1", "UserError: no",
                         "UserError: in process 1: no"]  # fmt: skip
+
+
+PATIENCE = timedelta(seconds=4)
+
+
+def wait_for_main(rank: int, world: int, port: int, folder: str) -> None:
+    """Twice: a main process that takes longer than ``PATIENCE``, and one that is stopped."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ |= {k: str(v) for k, v in ranks.items()}
+    processes = Processes(cpu=True, patience=PATIENCE)
+
+    def measure() -> int:
+        time.sleep(1.5 * PATIENCE.total_seconds())
+        return os.getpid()
+
+    main = processes.from_main(measure)
+    try:
+        processes.from_main(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+        said = "nothing"
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+    if rank:
+        Path(folder, "said").write_text(said)
+        os.kill(main, signal.SIGCONT)
+    os._exit(0)  # the group is broken: there is no good order to part in
+
+
+def test_a_stopped_main_process_is_not_waited_for_for_days(tmp_path: Path) -> None:
+    spawn(wait_for_main, args=(2, free_port(), str(tmp_path)), nprocs=2)
+    said = (tmp_path / "said").read_text()
+    assert said.startswith("MainProcessFailed: nothing was heard of the main process for")
+    assert "stopped or killed" in said

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from dsa_hw.baselines import LATENCY_DSA, Workbench, find_method
@@ -19,6 +19,7 @@ from dsa_hw.comparison.cells import DENSE_WEIGHTS, Cell
 from dsa_hw.comparison.shared_training import SHARED, WAITING, SharedTraining
 from dsa_hw.config import PruneConfig
 from dsa_hw.console import Progress
+from dsa_hw.durable_files import replace_file
 from dsa_hw.errors import InfeasibleBudget
 from dsa_hw.pipeline import Dense, Run, Small, build_model, masked_difference, small_of
 from dsa_hw.profiling import ProfiledNetwork
@@ -190,7 +191,7 @@ def train_dense(
         trainer.train(model, Stage("dense", config.epochs, 0, config.epochs * trainer.steps))
         accuracy = trainer.accuracy(model)
     weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder.path / DENSE_WEIGHTS)
+    replace_file(folder.path / DENSE_WEIGHTS, save(weights))
     result = {
         "method": "dense", "model": config.model, "seed": config.seed,
         "accuracy": accuracy, "seconds": watch.seconds,

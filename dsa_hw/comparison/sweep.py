@@ -8,6 +8,7 @@ finished times all networks against each other.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 import traceback
@@ -42,6 +43,7 @@ from dsa_hw.pipeline import (
 )
 from dsa_hw.profiling import ProfiledNetwork, profile_network
 from dsa_hw.run_folder import CONFIG_FILE, RESULT_FILE, RunFolder
+from dsa_hw.run_lock import RunLock
 from dsa_hw.training_precision import slow_precision_warning
 from profilers.backends import Backend
 from profilers.table import LatencyTable
@@ -118,7 +120,8 @@ def _tried(
     try:
         _work(config, cell, ground, which, progress)
     except Exception as error:
-        problem_file.write_text(traceback.format_exc(), encoding="utf-8")
+        with contextlib.suppress(OSError):  # on a full disk what is said below has to do
+            problem_file.write_text(traceback.format_exc(), encoding="utf-8")
         problem = f"{type(error).__name__}: {error}"
         progress.say(f"{cell.name} failed; the others go on. {problem} ({problem_file})")
         return problem
@@ -157,9 +160,10 @@ def _work(
     """Do one run, unless it is finished or another process is at it."""
     sweep = Path(config.out)
     path = cell.folder(sweep)
-    with claim(path) as mine:
+    with claim(path) as mine, contextlib.ExitStack() as exclusive:
         if not mine or (path / RESULT_FILE).is_file():
             return
+        exclusive.enter_context(RunLock(path))  # a prune command may be at this very folder
         progress.say(f"{which}: {cell.name}")
         own = run_config(config, cell)
         if starts_from_dense(config, cell):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dsa_hw.console import counted
+from dsa_hw.durable_files import replace_file
 from dsa_hw.html_report import compare_figures as figures
 from dsa_hw.html_report import page as parts
 from dsa_hw.html_report.common_sections import (
@@ -58,9 +59,8 @@ def write_comparison_report(folder: Path, out: Path | None = None) -> Path:
     statistic = record.setting.statistic or "median"
     footer = f"Sweep folder: {record.folder}. Times are the {statistic}."
     title = f"{record.setting.model or record.folder}: comparison of pruning methods"
-    out.write_text(
-        parts.page(title, headline, _sections(record), footer), encoding="utf-8", errors="replace"
-    )
+    page = parts.page(title, headline, _sections(record), footer)
+    replace_file(out, page.encode("utf-8", "replace"))
     return out
 
 

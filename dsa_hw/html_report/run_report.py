@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dsa_hw.console import counted
+from dsa_hw.durable_files import replace_file
 from dsa_hw.html_report import page as parts
 from dsa_hw.html_report import run_figures as figures
 from dsa_hw.html_report.common_sections import (
@@ -52,9 +53,8 @@ def write_run_report(run_dir: Path, out: Path | None = None) -> Path:
     title = f"{run.setting.model or run.folder}: pruning report"
     statistic = run.setting.statistic or "recorded statistic"
     footer = f"Run folder: {run.folder}. Times are the {statistic}."
-    out.write_text(
-        parts.page(title, headline, _sections(run), footer), encoding="utf-8", errors="replace"
-    )
+    page = parts.page(title, headline, _sections(run), footer)
+    replace_file(out, page.encode("utf-8", "replace"))
     return out
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from dsa_hw.durable_files import replace_file
 from dsa_hw.html_report import page as parts
 from dsa_hw.html_report.drawing import Drawing, draw_svg, style_axes
 from dsa_hw.html_report.formatting import TIMES, show_ms, show_number
@@ -56,7 +57,7 @@ def write_table_report(table_path: Path, out: Path) -> Path:
     page = parts.page(
         f"{table_path.name}: latency table", _headline(record), shown, f"Table: {table_path.name}."
     )
-    out.write_text(page, encoding="utf-8", errors="replace")
+    replace_file(out, page.encode("utf-8", "replace"))
     return out
 
 
