@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tallies = {"commands": run_commands(parent, made / "run")}
         for kind in ("table", "configuration", "run folder"):
             tallies[kind] = damage(kind, parent, made / "run", CASES[options.quick])
-    figures = {kind: tally.figures() for kind, tally in tallies.items()}
+    figures: dict[str, Any] = {kind: tally.figures() for kind, tally in tallies.items()}
     for key in ("tried", "clear_errors", "tracebacks", "hangs", "losses"):
         figures[key] = sum(part.figures()[key] for part in tallies.values())
     finish(NAME, options, figures, provenance(machine()), shown(tallies))

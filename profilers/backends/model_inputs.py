@@ -29,5 +29,4 @@ def input_shape(name: str, declared: Sequence[object], batch_size: int) -> tuple
 
 
 def _size(declared: object) -> int | None:
-    is_size = isinstance(declared, int) and not isinstance(declared, bool) and declared > 0
-    return declared if is_size else None
+    return declared if isinstance(declared, int) and declared > 0 else None
