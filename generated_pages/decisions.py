@@ -33,7 +33,8 @@ def page(folder: Path) -> str:
 def title(text: str) -> str:
     """What a decision's first heading says, without its number."""
     first = text.lstrip().splitlines()[0] if text.strip() else ""
-    return re.sub(r"^#+\s*(\d{4}\s*[:.-]?\s*)?", "", first).strip().replace("|", "/")
+    words = re.sub(r"^#+\s*(\d{4}\s*[:.-]?\s*)?", "", first).strip().replace("|", "/")
+    return words[:1].upper() + words[1:]
 
 
 def status(text: str) -> str:
