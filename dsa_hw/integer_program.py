@@ -8,6 +8,11 @@ shows there and is left to the local search.
 In the program a binary x[g, i] chooses width i of group g, and a continuous z[i, j] >= 0 stands for
 the product of two of them. Its sums over either side equal the other side's x (the local marginal
 polytope), which is tighter than bounding each product by its factors.
+
+A bound holds for the true costs, of which the program knows a form that may err: the program that
+gives it (``relaxed``) allows every cost its error beyond the target, so that no allocation within
+the true targets is left out. Its solution may then lie just outside of them; the one of the strict
+program, which stays the error away from the target, does not.
 """
 
 from __future__ import annotations
@@ -22,10 +27,24 @@ from scipy.sparse import coo_array
 
 NOISE = 3e-6
 """Costs come in float32; interactions below this part of the whole are its rounding."""
-CHECKS = 64
+ALL_CHECKED = 4096
+"""Up to so many allocations in all, every one of them is compared with the pairwise form; of more,
+512 random ones are, and the others' error is taken to be at most twice the largest of theirs."""
+CHECKS = 512
+UNSEEN = 2.0
 SCALE = 100.0
 """Costs are in hundredths of the target, so that HiGHS' tolerance of 1e-6 is 1e-8 of it."""
-TIME_LIMIT_REACHED = 1
+TOLERANCE = 2e-8
+"""Of the target: what HiGHS' tolerance may let pass, and a little."""
+GAP = 1e-5
+"""Relative distance of solution and bound at which HiGHS stops. Values are in units of what the
+budget costs, so it is that part of the value that the budget takes."""
+BOUND_TOLERANCE = 2e-6
+"""HiGHS' feasibility tolerance (1e-6) in units of value, and a little."""
+OPTIMAL, NODE_LIMIT = 0, 1
+"""SciPy's status: solved to the gap; the limit of nodes was reached, and the bound holds."""
+
+Pair = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +52,12 @@ class PairwiseCost:
     """``constant + sum_g single[g][i_g] + sum_gh pairs[g, h][i_g, i_h]``, relative to a target.
 
     Args:
-        error: largest difference to the true cost over random choices; the program keeps that
-            much away from the target.
+        error: how far the true cost is from this form at most.
     """
 
     constant: float
     single: tuple[np.ndarray, ...]
-    pairs: dict[tuple[int, int], np.ndarray]
+    pairs: dict[Pair, np.ndarray]
     error: float
 
     def __call__(self, index: np.ndarray) -> np.ndarray:
@@ -53,30 +71,40 @@ class PairwiseCost:
 
 
 def decompose(
-    cost: Callable[[np.ndarray], np.ndarray], counts: Sequence[int] | np.ndarray, base: np.ndarray
+    cost: Callable[[np.ndarray], np.ndarray],
+    counts: Sequence[int] | np.ndarray,
+    base: np.ndarray,
+    pairs: Sequence[Pair] | None = None,
 ) -> PairwiseCost:
-    """The pairwise form of ``cost``, anchored at ``base``.
+    """Find the pairwise form of ``cost``, anchored at ``base``.
 
     Args:
         cost: (n, groups) choices -> (n,), batched.
         counts: choices of every group.
         base: (groups,) choices at which the form is exact by construction.
+        pairs: the groups that interact, where that is known.
     """
     constant = float(cost(base[None])[0])
     single = _singles(cost, counts, base, constant)
-    pairs = {
-        pair: _interaction(cost, counts, base, constant, single, pair)
-        for pair in _interacting(cost, counts, base, constant, single)
-    }
-    exact = PairwiseCost(constant, single, pairs, 0.0)
-    rng = np.random.default_rng(0)
-    index = rng.integers(0, np.array(counts), (CHECKS, len(counts)))
-    return PairwiseCost(constant, single, pairs, float(np.abs(exact(index) - cost(index)).max()))
+    if pairs is None:
+        pairs = _interacting(cost, counts, base, constant, single)
+    tables = {pair: _interaction(cost, counts, base, constant, single, pair) for pair in pairs}
+    form = PairwiseCost(constant, single, tables, 0.0)
+    return PairwiseCost(constant, single, tables, _error(form, cost, np.array(counts)))
+
+
+def _error(form: PairwiseCost, cost: Callable, counts: np.ndarray) -> float:
+    """Largest difference between the form and the true cost; see ``ALL_CHECKED``."""
+    if np.log(counts).sum() <= np.log(ALL_CHECKED):
+        index = np.indices(tuple(counts)).reshape(len(counts), -1).T
+        return float(np.abs(form(index) - cost(index)).max())
+    index = np.random.default_rng(0).integers(0, counts, (CHECKS, len(counts)))
+    return UNSEEN * float(np.abs(form(index) - cost(index)).max())
 
 
 def interacting_groups(
     cost: Callable[[np.ndarray], np.ndarray], counts: Sequence[int] | np.ndarray, base: np.ndarray
-) -> list[tuple[int, int]]:
+) -> list[Pair]:
     """Pairs of groups whose choices change ``cost`` together; see ``decompose``."""
     constant = float(cost(base[None])[0])
     return _interacting(cost, counts, base, constant, _singles(cost, counts, base, constant))
@@ -91,7 +119,7 @@ def _singles(cost, counts, base, constant) -> tuple[np.ndarray, ...]:
     return tuple(np.split(cost(rows) - constant, ends[1:-1]))
 
 
-def _interacting(cost, counts, base, constant, single) -> list[tuple[int, int]]:
+def _interacting(cost, counts, base, constant, single) -> list[Pair]:
     """Pairs whose joint change differs from the sum of their own, seen at corners."""
     movable = [g for g, n in enumerate(counts) if n > 1]
     probes, rows = [], []
@@ -129,51 +157,53 @@ class Solution:
 
     Args:
         index: (groups,) choices; None if it found nothing at least as good as ``at_least``.
-        bound: no choices score more than this; None if the time was too short for a bound.
-        proven: the time limit was not reached.
+        bound: no choices that the program allows score more than this; None where the solver does
+            not vouch for one.
     """
 
     index: np.ndarray | None
     bound: float | None
-    proven: bool
 
 
 def solve(
     values: Sequence[np.ndarray],
     costs: Sequence[PairwiseCost],
     *,
-    slack: float,
-    unused_penalty: float,
+    use_weight: float,
     at_least: float,
-    time_limit_s: float,
+    nodes: int,
+    relaxed: bool,
     together: Sequence[Sequence[int]] = (),
 ) -> Solution:
-    """Choices of the highest value with every cost at most 1.
+    """Choices of the highest score with every cost at most 1.
+
+    The score is the sum of the values, and ``use_weight`` times the largest cost: of choices that
+    are worth the same, those that use the budget. How long it takes is limited by nodes of the
+    search tree and not by a clock: the result does not depend on what else the machine does.
 
     Args:
-        values: per group, one number a choice.
+        values: per group, one number a choice, of the order of 1.
         costs: each over its target.
-        slack: budget that may stay unused at no loss (of the tightest cost).
-        unused_penalty: loss per unit of budget that is unused beyond it.
         at_least: a score that is known to be possible; less is not looked for.
+        nodes: of the search tree, at most.
+        relaxed: whether costs may be their error above 1, or have to be that much below.
         together: sets of groups that have their first choice together or not at all.
     """
-    program = _Program(values, costs, slack, unused_penalty)
+    program = _Program(values, costs, use_weight, relaxed)
     for groups in together:
         program.tie_first_choices(groups)
-    result = program.run(at_least, time_limit_s)
-    bound = getattr(result, "mip_dual_bound", None)
-    proven = result.status != TIME_LIMIT_REACHED
-    if result.x is None:
-        return Solution(None, at_least if proven else None, proven)
-    bound = None if bound is None or not np.isfinite(bound) else -float(bound)
-    return Solution(program.chosen(result.x), bound, proven)
+    result = program.run(at_least - BOUND_TOLERANCE, nodes)
+    bound = None
+    dual = getattr(result, "mip_dual_bound", None)
+    if result.status in (OPTIMAL, NODE_LIMIT) and dual is not None and np.isfinite(dual):
+        bound = program.offset - float(dual) + BOUND_TOLERANCE
+    return Solution(None if result.x is None else program.chosen(result.x), bound)
 
 
 class _Program:
     """Columns: x by group, z by interacting pair, then u (unused budget) and y by cost."""
 
-    def __init__(self, values, costs, slack: float, unused_penalty: float) -> None:
+    def __init__(self, values, costs, use_weight: float, relaxed: bool) -> None:
         self._counts = [len(v) for v in values]
         self._x = np.cumsum([0, *self._counts])
         pairs = dict.fromkeys(pair for cost in costs for pair in cost.pairs)
@@ -185,18 +215,22 @@ class _Program:
         self._columns = self._y + len(costs)
         self._rows: list[tuple[np.ndarray, np.ndarray, float, float]] = []
         self._gain = np.zeros(self._columns)
-        self._gain[: self._x[-1]] = np.concatenate(values)
-        self._gain[self._u] = -unused_penalty
+        best = [float(np.max(v)) for v in values]
+        self._gain[: self._x[-1]] = np.concatenate(
+            [np.asarray(v) - most for v, most in zip(values, best, strict=True)]
+        )
+        self._gain[self._u] = -use_weight
+        self.offset = sum(best) + use_weight
         self._choose_one()
         self._marginals()
         for number, cost in enumerate(costs):
-            self._limit(cost, number, slack)
+            self._limit(cost, number, cost.error if relaxed else -cost.error)
         ones = np.arange(self._y, self._columns)
         self._add(ones, np.ones(len(ones)), 1.0, 1.0)
 
-    def run(self, at_least: float, time_limit_s: float) -> OptimizeResult:
+    def run(self, at_least: float, nodes: int) -> OptimizeResult:
         """Solve for a score of at least ``at_least``."""
-        self._add(np.arange(self._columns), self._gain, at_least, np.inf)
+        self._add(np.arange(self._columns), self._gain, at_least - self.offset, np.inf)
         integrality = np.zeros(self._columns)
         integrality[: self._x[-1]] = 1
         integrality[self._y :] = 1
@@ -207,7 +241,7 @@ class _Program:
             integrality=integrality,
             bounds=Bounds(0.0, upper),  # pyright: ignore[reportArgumentType]
             constraints=self._constraints(),
-            options={"time_limit": time_limit_s, "mip_rel_gap": 1e-5},
+            options={"node_limit": nodes, "mip_rel_gap": GAP},
         )
 
     def tie_first_choices(self, groups: Sequence[int]) -> None:
@@ -237,18 +271,23 @@ class _Program:
                     columns = np.append(line, self._x[group] + i)
                     self._add(columns, np.append(np.ones(len(line)), -1.0), 0.0, 0.0)
 
-    def _limit(self, cost: PairwiseCost, number: int, slack: float) -> None:
-        """cost <= 1, and u >= 1 - slack - cost if this is the cost that u is counted by."""
+    def _limit(self, cost: PairwiseCost, number: int, more: float) -> None:
+        """cost <= 1 + more, and u >= 1 - cost - |more| if this is the cost that u is counted by.
+
+        A relaxed program's bound must not be lowered by what the form says that a cost leaves
+        unused, and may not: hence the absolute value. In the strict one it only moves a tie.
+        """
         columns = [np.arange(self._x[-1])]
         factors = [np.concatenate(cost.single)]
         for pair, table in cost.pairs.items():
             columns.append(self._z[pair] + np.arange(table.size))
             factors.append(table.ravel())
         where, what = np.concatenate(columns), np.concatenate(factors)
-        self._add(where, SCALE * what, -np.inf, SCALE * (1.0 - cost.error - 2e-8 - cost.constant))
+        most = 1.0 + more + (TOLERANCE if more >= 0 else -TOLERANCE) - cost.constant
+        self._add(where, SCALE * what, -np.inf, SCALE * most)
         where = np.concatenate([where, [self._u, self._y + number]])
         what = np.concatenate([what, [1.0, -1.0]])
-        self._add(where, what, -slack - cost.constant, np.inf)
+        self._add(where, what, -abs(more) - cost.constant, np.inf)
 
     def _constraints(self) -> LinearConstraint:
         sizes = [len(columns) for columns, _, _, _ in self._rows]

@@ -408,7 +408,7 @@ def test_rounding_finds_the_best_of_all_allocations(seed: int, solver: float) ->
     cost = block_cost(float(rng.uniform(0, 3000)))
     values = closeness(choices, choices.dense * rng.uniform(0.05, 1.0, 5))
     target = float(rng.uniform(0.15, 0.8)) * float(cost(choices.dense[None])[0])
-    found = round_widths(choices, values, [Constraint("c", "u", cost, target, slack=1.0)], solver)
+    found = round_widths(choices, values, [Constraint("c", "u", cost, target)], exact=solver > 0)
     rows = np.array(list(itertools.product(*choices.widths)))
     index = np.array(list(itertools.product(*(range(len(w)) for w in choices.widths))))
     agree = (rows[:, 1] == 0) == (rows[:, 2] == 0)
@@ -427,7 +427,7 @@ def test_a_branch_goes_when_its_latency_is_worth_more_than_its_value() -> None:
     for launch in (0.0, 4000.0):
         cost = block_cost(launch)
         target = 0.6 * float(cost(choices.dense[None])[0])
-        limit = Constraint("c", "u", cost, target, slack=1.0)
+        limit = Constraint("c", "u", cost, target)
         kept[launch] = round_widths(choices, values, [limit]).widths.tolist()
     assert kept[0.0][1:3] == [16, 16]
     assert kept[4000.0][1:3] == [0, 0]
@@ -458,7 +458,7 @@ def test_the_integer_program_takes_gated_costs(name: str) -> None:
     def charged(widths: np.ndarray) -> np.ndarray:
         return limit.charged(torch.as_tensor(widths).float()).double().numpy()
 
-    found = round_widths(choices, values, [Constraint("c", "ms", charged, limit.target, 0.05)])
+    found = round_widths(choices, values, [Constraint("c", "ms", charged, limit.target)])
     assert found.bound is not None
     assert found.bound == pytest.approx(found.score, abs=1e-3)
     removed_branches(graph.branches, found.widths.tolist())  # or it raises
