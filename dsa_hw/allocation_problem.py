@@ -22,6 +22,8 @@ INEXACT = 2e-3
 """A cost further than this (of its target) from any sum over pairs is left to local search."""
 TIE = 1e-3
 """Part of the value that the budget costs, within which the use of the budget decides."""
+LIKELY = 400
+"""Paired moves of a large problem that are looked at exactly, at most."""
 NODES = 400
 """Nodes of the integer program's search tree, at most. A limit of nodes and not of seconds: the
 widths do not depend on how busy the machine is."""
@@ -122,9 +124,9 @@ class Problem:
                 found.append(np.unique(np.append(even, best)))
         return found
 
-    def window(self, index: np.ndarray, stride: int) -> list[np.ndarray]:
-        """Choices around ``index``, ``stride`` apart; also the removal of branches."""
-        steps = np.arange(-(COARSE // 2), COARSE // 2 + 1) * stride
+    def window(self, index: np.ndarray, stride: int, reach: int) -> list[np.ndarray]:
+        """Choices up to ``reach`` strides around ``index``; also the removal of branches."""
+        steps = np.arange(-reach, reach + 1) * stride
         found = [
             np.unique(np.clip(own + steps, 0, count - 1))
             for own, count in zip(index, self.counts, strict=True)
@@ -133,10 +135,10 @@ class Problem:
             found[group] = np.unique(np.append(found[group], (0, 1)))
         return found
 
-    def pair_count(self, base: np.ndarray) -> int:
-        """Pairs of choices that some cost looks at together."""
-        pairs = {p for cost in self._relative_costs() for p in self._interacting(cost, base)}
-        return int(sum(self.counts[g] * self.counts[h] for g, h in pairs))
+    def interacting(self, base: np.ndarray) -> list[Pair]:
+        """Pairs of groups that some cost couples."""
+        found = [interacting_groups(cost, self.counts, base) for cost in self._relative_costs()]
+        return list(dict.fromkeys(pair for pairs in found for pair in pairs))
 
     def solve(
         self, offered: Sequence[np.ndarray], index: np.ndarray
@@ -186,9 +188,6 @@ class Problem:
     def pairwise(self, base: np.ndarray) -> list[PairwiseCost]:
         """Every cost over its target, as a sum over pairs of groups."""
         return [decompose(cost, self.counts, base) for cost in self._relative_costs()]
-
-    def _interacting(self, cost: Cost, base: np.ndarray) -> list[Pair]:
-        return interacting_groups(cost, self.counts, base)
 
     def next_step(self, index: np.ndarray) -> tuple[int, int] | None:
         """The group, and its next choice of a higher value, that misses the targets by least.
@@ -311,17 +310,20 @@ class Problem:
         return index
 
     def climb(self, index: np.ndarray) -> np.ndarray:
-        """Take the best single or paired move until none improves the score."""
+        """Take the best single move, or else the best paired one, until none improves the score."""
         score = self.score(index)
         while True:
-            moves = np.concatenate([self._moves(index), self._pairs(index), self._toggles(index)])
-            if not len(moves):
+            for moves in (self._moves, self._toggles, self._pairs):
+                rows = moves(index)
+                if not len(rows):
+                    continue
+                scores = self._scores(rows)
+                best = int(scores.argmax())
+                if scores[best] > score + 1e-12:
+                    index, score = rows[best], float(scores[best])
+                    break
+            else:
                 return index
-            scores = self._scores(moves)
-            best = int(scores.argmax())
-            if scores[best] <= score + 1e-12:
-                return index
-            index, score = moves[best], float(scores[best])
 
     def _moves(self, index: np.ndarray, down: bool | None = None) -> np.ndarray:
         """All vectors one step away."""
@@ -366,22 +368,42 @@ class Problem:
 
     def _pairs(self, index: np.ndarray) -> np.ndarray:
         """All vectors that differ in two groups, where there are few enough of them; otherwise
-        those with one group a step (or two) up and another a step (or two) down."""
+        the likeliest with one group a step (or two) up and another a step (or two) down."""
         if self._is_small:
             return self._all_pairs(index)
-        found = []
-        for up, down in ((1, -1), (2, -1), (1, -2)):
-            ups = self._movable[index[self._movable] + up < self.counts[self._movable]]
-            downs = self._movable[index[self._movable] + down >= 0]
-            first, second = (a.ravel() for a in np.meshgrid(ups, downs, indexing="ij"))
-            different = first != second
-            first, second = first[different], second[different]
-            moves = np.repeat(index[None], len(first), axis=0)
-            at = np.arange(len(first))
-            moves[at, first] += up
-            moves[at, second] += down
-            found.append(moves)
-        return np.concatenate(found)
+        groups, deltas = (a.ravel() for a in np.meshgrid(self._movable, (-2, -1, 1, 2)))
+        there = (index[groups] + deltas >= 0) & (index[groups] + deltas < self.counts[groups])
+        groups, deltas = groups[there], deltas[there]
+        singles = np.repeat(index[None], len(groups), axis=0)
+        singles[np.arange(len(groups)), groups] += deltas
+        up, down = np.nonzero(
+            (deltas[:, None] > 0)
+            & (deltas[None] < 0)
+            & (groups[:, None] != groups[None])
+            & (np.abs(deltas[:, None] * deltas[None]) < 4)  # two steps either way reach too far
+        )
+        chosen = self._likeliest(index, singles, up, down)
+        moves = singles[up[chosen]]
+        moves[np.arange(len(chosen)), groups[down[chosen]]] += deltas[down[chosen]]
+        return moves
+
+    def _likeliest(
+        self, index: np.ndarray, singles: np.ndarray, up: np.ndarray, down: np.ndarray
+    ) -> np.ndarray:
+        """Of pairs of single moves, the (at most ``LIKELY``) best ones, if costs were sums.
+
+        Args:
+            singles: (moves, groups) vectors one move away.
+            up, down: (pairs,) moves that make each pair.
+        """
+        targets = np.array([c.target for c in self._constraints])
+        now = self.costs(self.widths(index[None])) / targets
+        changes = self.costs(self.widths(singles)) / targets - now
+        use = (now + changes[up] + changes[down]).max(-1)
+        gains = self.value(singles) - self.value(index[None])
+        score = gains[up] + gains[down] + TIE * self.scale * (use - now.max())
+        fits = np.flatnonzero((use <= 1.0 + INEXACT) & (score > 0))
+        return fits[np.argsort(-score[fits], kind="stable")[:LIKELY]]
 
     def _all_pairs(self, index: np.ndarray) -> np.ndarray:
         found = [index[None]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from dsa_hw.budgets import Budget, HasTerms, MeasuredBudget
 from dsa_hw.choices import WidthChoices
 from dsa_hw.errors import InfeasibleBudget
-from dsa_hw.rounding import Constraint, Rounded, round_widths
+from dsa_hw.rounding import Constraint, NextStep, Rounded, next_step, round_widths
 
 LEAST_ROUNDS = 4
 """One round sees the machine in one state, which lasts longer than the round: a verdict takes
@@ -116,11 +116,16 @@ class Allocation:
     Args:
         costs: by budget's name, as charged (corrected where the loop ran).
         rounds: of the closed loop; empty without one.
+        headroom: by budget's name, the part of its target that these costs leave.
+        next_step: the cheapest single step that would add value, and does not fit; its ``extra`` is
+            in the order of ``headroom``.
     """
 
     widths: np.ndarray
     costs: dict[str, float]
     rounds: tuple[LoopRound, ...] = ()
+    headroom: dict[str, float] = field(default_factory=dict)
+    next_step: NextStep | None = None
 
     @property
     def chosen(self) -> LoopRound | None:
@@ -147,18 +152,34 @@ def allocate(
     Raises:
         InfeasibleBudget: no allowed widths meet the budgets.
     """
-    names = [b.name for b in budgets]
     if measure is None:
-        rounded = _round(choices, values, budgets, 1.0, 1.0)
-        return Allocation(rounded.widths, dict(zip(names, rounded.costs, strict=True)))
+        widths = _round(choices, values, budgets, 1.0, 1.0).widths
+        return _described(choices, values, _limits(budgets), widths)
     loop = TargetLoop(LEAST_ROUNDS if confirm is None else LEAST_ROUNDS - 1)
     rounding = _Rounding(choices, values, budgets, loop)
     while not loop.add(rounding.turn(measure)):
         pass
     best = loop.best if confirm is None else _confirmed(loop, rounding, confirm)
-    widths = np.array(best.widths)
-    costs = dict(zip(names, _charged(budgets, widths), strict=True))
-    return Allocation(widths, costs, tuple(loop.rounds))
+    limits = _limits(budgets, loop.correction)
+    return _described(choices, values, limits, np.array(best.widths), tuple(loop.rounds))
+
+
+def _described(
+    choices: WidthChoices,
+    values: Sequence[np.ndarray],
+    limits: Sequence[Constraint],
+    widths: np.ndarray,
+    rounds: tuple[LoopRound, ...] = (),
+) -> Allocation:
+    """These widths, with what they leave of the limits."""
+    costs = {limit.name: float(limit.cost(widths[None])[0]) for limit in limits}
+    return Allocation(
+        widths,
+        costs,
+        rounds,
+        headroom={limit.name: 1.0 - costs[limit.name] / limit.target for limit in limits},
+        next_step=next_step(choices, values, limits, widths),
+    )
 
 
 def _confirmed(loop: TargetLoop, rounding: _Rounding, confirm: Measure) -> LoopRound:
@@ -340,7 +361,19 @@ def _round(
     aim: float,
 ) -> Rounded:
     """Round with the measured budget corrected, and aimed a little under its target."""
-    constraints = []
+    return round_widths(choices, values, _limits(budgets, correction, aim))
+
+
+def _limits(
+    budgets: Sequence[Budget], correction: float = 1.0, aim: float = 1.0
+) -> list[Constraint]:
+    """What rounding must keep to.
+
+    Args:
+        correction: of the measured budget's predictions.
+        aim: part of the measured budget's target that may be used.
+    """
+    limits = []
     measured = _measured_of(budgets)
     for budget in budgets:
         target = budget.target
@@ -349,8 +382,8 @@ def _round(
             target *= aim
         terms = _batched(budget.terms) if isinstance(budget, HasTerms) else None
         charged = _batched(budget.charged)
-        constraints.append(Constraint(budget.name, budget.unit, charged, target, terms=terms))
-    return round_widths(choices, values, constraints)
+        limits.append(Constraint(budget.name, budget.unit, charged, target, terms=terms))
+    return limits
 
 
 def _measured_of(budgets: Sequence[Budget]) -> MeasuredBudget | None:
@@ -368,7 +401,3 @@ def _batched(charged: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.n
         return charged(torch.as_tensor(widths, dtype=torch.float32)).double().numpy()
 
     return cost
-
-
-def _charged(budgets: Sequence[Budget], widths: np.ndarray) -> list[float]:
-    return [float(_batched(budget.charged)(widths[None])[0]) for budget in budgets]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -187,7 +187,13 @@ class Dense:
 
 @dataclass(frozen=True)
 class Small:
-    """What the allocation and the surgery made."""
+    """What the allocation and the surgery made.
+
+    Args:
+        headroom: by budget, the part of its target that is left.
+        next_step: the cheapest single step that would add value and does not fit, as
+            ``result.json`` has it, with the index of the group.
+    """
 
     model: nn.Module
     keep: Keep
@@ -196,6 +202,8 @@ class Small:
     masked_vs_pruned_max_abs: float | None
     predicted_ms: float | None
     rounds: list[dict[str, Any]]
+    headroom: dict[str, float] = field(default_factory=dict)
+    next_step: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -523,6 +531,8 @@ class Run:
                 "masked_vs_pruned_max_abs": small.masked_vs_pruned_max_abs,
                 "predicted_ms": small.predicted_ms,
                 "rounds": small.rounds,
+                "headroom": small.headroom,
+                "next_step": small.next_step,
             },
         )
 
@@ -539,7 +549,7 @@ class Run:
                                                                  strict=True)]  # fmt: skip
         return Small(
             model, keep, widths, state["keep_ratios"], state["masked_vs_pruned_max_abs"],
-            state["predicted_ms"], state["rounds"],
+            state["predicted_ms"], state["rounds"], state["headroom"], state["next_step"],
         )  # fmt: skip
 
     def _plan(self) -> Small:
@@ -768,6 +778,8 @@ class Run:
                 name: self.watch.seconds.get(name, 0.0)
                 for name in ("profile", "dense", "search", "finetune", "validate")
             },
+            "headroom": small.headroom,
+            "next_step": self._next_step(small),
             "closed_loop": small.rounds,
             "removed_branches": [b.name for b in self._removed(small)],
             "groups": self._groups(small),
@@ -802,6 +814,13 @@ class Run:
             f"the example, whose largest is {magnitude:.2g}: removing channels did not do what "
             "masking them did; please report the model"
         ]
+
+    def _next_step(self, small: Small) -> dict[str, Any] | None:
+        """With the group's name in place of its index."""
+        if small.next_step is None:
+            return None
+        group = self.dense.graph.coupling.groups[small.next_step["group"]]
+        return small.next_step | {"group": group.name}
 
     def _removed(self, small: Small) -> tuple[Branch, ...]:
         return removed_branches(self.dense.graph.branches, small.widths)
@@ -874,7 +893,22 @@ def small_of(
         masked_vs_pruned_max_abs=difference,
         predicted_ms=chosen.predicted_ms if chosen else None,
         rounds=[_round_record(i, r) for i, r in enumerate(allocation.rounds, start=1)],
+        headroom=allocation.headroom,
+        next_step=_step_record(allocation),
     )
+
+
+def _step_record(allocation: Allocation) -> dict[str, Any] | None:
+    step = allocation.next_step
+    if step is None:
+        return None
+    return {
+        "group": step.group,
+        "width": step.width,
+        "next_width": step.next_width,
+        "gain": step.gain,
+        "extra": dict(zip(allocation.headroom, step.extra, strict=True)),
+    }
 
 
 def _round_record(number: int, turn: LoopRound) -> dict[str, Any]:

@@ -291,21 +291,31 @@ def _locally_best(problem: Problem, many_starts: bool) -> np.ndarray:
 def _solved(problem: Problem, index: np.ndarray) -> tuple[np.ndarray, float | None] | None:
     """The integer program's choices, and its bound if it saw the whole problem.
 
-    None where the costs are no sums over pairs of groups. A problem that is too large is solved in
-    windows around the best known choices, coarse ones first.
+    None where the costs are no sums over pairs of groups, or couple too many of them. A problem
+    that is too large is solved in windows around the best known choices, coarse ones first, until
+    so few choices can still be part of a better allocation that they are seen together.
 
     Args:
         index: (groups,) choices that are known to be possible.
     """
-    offered = problem.promising(index)
-    part = problem.restricted(offered)
-    base = np.array([np.searchsorted(o, i) for o, i in zip(offered, index, strict=True)])
-    if part.pair_count(base) <= PRODUCTS:
-        return problem.solve(offered, index)
+    pairs = problem.interacting(index)
+
+    def fits(offered: Sequence[np.ndarray]) -> bool:
+        return sum(len(offered[g]) * len(offered[h]) for g, h in pairs) <= PRODUCTS
+
     stride = max(1, int(problem.counts.max()) // COARSE)
     for _ in range(WINDOWS):
-        near = zip(problem.window(index, stride), problem.promising(index), strict=True)
-        step = problem.solve([np.intersect1d(own, good) for own, good in near], index)
+        promising = problem.promising(index)
+        if fits(promising):
+            return problem.solve(promising, index)
+        for reach in range(COARSE // 2, 0, -1):
+            near = problem.window(index, stride, reach)
+            offered = [np.intersect1d(*both) for both in zip(near, promising, strict=True)]
+            if fits(offered):
+                break
+        else:
+            return None
+        step = problem.solve(offered, index)
         if step is None:
             return None
         if problem.score(step[0]) <= problem.score(index) + 1e-9 * problem.scale:

@@ -77,8 +77,18 @@ def test_a_budget_from_outside_goes_the_whole_way(workdir: Path) -> None:
     """Beside latency, at a target so low that it decides: 40% of 224 channels."""
     command = [*PLAN, "--budget", "latency", "channels=0.4", "--out", "runs/toy"]
     assert prune.main(command) == 0
-    widths = [g["width"] for g in result_of("runs/toy")["groups"]]
-    assert 0 < sum(widths) <= 0.4 * sum(g["dense_width"] for g in result_of("runs/toy")["groups"])
+    result = result_of("runs/toy")
+    groups = {g["name"]: g for g in result["groups"]}
+    kept, dense = (sum(g[key] for g in groups.values()) for key in ("width", "dense_width"))
+    assert 0 < kept <= 0.4 * dense
+    # what is left of both targets, and the step that this is too little for
+    assert set(result["headroom"]) == {"latency", "channels"}
+    assert result["headroom"]["channels"] == pytest.approx(1 - kept / (0.4 * dense), abs=1e-6)
+    step = result["next_step"]
+    assert step["width"] == groups[step["group"]]["width"] < step["next_width"]
+    more = (step["next_width"] - step["width"]) / (0.4 * dense)
+    assert step["extra"]["channels"] == pytest.approx(more, abs=1e-6)
+    assert any(step["extra"][name] > left for name, left in result["headroom"].items())
 
 
 def test_a_budget_can_be_named_by_where_it_is(

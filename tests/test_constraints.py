@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import lsq_linear
+from scipy.optimize import lsq_linear, minimize
 from torch import Tensor
 
 from dsa_hw.constraints import METHODS, ConstraintMethod, make_mover
 from dsa_hw.constraints.admm import nearest_within
 from dsa_hw.constraints.mover import Violations
-from dsa_hw.constraints.projection import along_budget
+from dsa_hw.constraints.projection import along_budget, along_two
 
 WISHED = torch.tensor([0.9, 0.8, 0.3, 0.6], dtype=torch.float64)
 """min |a - WISHED|^2 without a budget."""
@@ -91,15 +91,76 @@ def test_a_curved_budget_is_met(method: ConstraintMethod) -> None:
     assert (found <= 1).all()
 
 
-def test_two_budgets_both_hold() -> None:
-    """The first two may have 1.0 together, all four 1.9: less 0.35 each, then 0.9 - 0.9 = 0."""
+def two_totals(a: Tensor) -> Tensor:
+    """The first two may have 1.0 together, all four 1.9."""
+    return torch.stack([a[:2].sum() / 1.0, a.sum() / 1.9]) - 1.0
 
-    def two(a: Tensor) -> Tensor:
-        return torch.stack([a[:2].sum() / 1.0, a.sum() / 1.9]) - 1.0
 
-    found = optimize("augmented_lagrangian", two, budgets=2)
+@pytest.mark.parametrize("method", ["projection", "augmented_lagrangian"])
+def test_two_budgets_both_hold(method: ConstraintMethod) -> None:
+    """The first two give up 0.35 each; then all four have 1.9 as they are."""
+    found = optimize(method, two_totals, budgets=2)
     expected = torch.tensor([0.55, 0.45, 0.3, 0.6], dtype=torch.float64)
     torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
+
+
+def test_between_two_budgets_projection_does_not_zigzag() -> None:
+    """Where the optimum has both budgets used up, moves end on both, and stay there."""
+
+    def two(a: Tensor) -> Tensor:
+        return torch.stack([a[:2].sum() / 1.0, a[1:].sum() / 1.3]) - 1.0
+
+    # WISHED less a multiple of each budget's normal: the multiples from the two sums
+    first = np.array([[2.0, 1.0], [1.0, 3.0]])  # inner products of the two budgets' normals
+    more = np.array([0.9 + 0.8 - 1.0, 0.8 + 0.3 + 0.6 - 1.3])
+    pulls = np.linalg.solve(first, more)
+    normals = np.array([[1.0, 1, 0, 0], [0, 1, 1, 1]])
+    expected = WISHED - torch.as_tensor(pulls @ normals)
+    assert (pulls > 0).all()
+    assert (expected > LEAST).all()
+    found = optimize("projection", two, budgets=2)
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
+
+    ratios = expected.clone().requires_grad_()
+    mover = make_mover("projection", ratios, LEAST, 2)
+    for _ in range(50):
+        before = ratios.detach().clone()
+        mover.move(2.0 * (before - WISHED), two, 0.01)
+        assert float((ratios.detach() - before).abs().max()) < 1e-4  # a hundredth of a step
+
+
+@pytest.mark.parametrize("groups", [2, 3, 5, 9])
+def test_the_direction_along_two_budgets_is_the_nearest_one(groups: int) -> None:
+    """Against SciPy's SLSQP, which takes the bounds and both budgets: on one and not into the
+    other, or on both."""
+    generator = torch.Generator().manual_seed(groups)
+    for _ in range(25):
+        gradient = torch.randn(groups, generator=generator, dtype=torch.float64)
+        first, second = torch.rand(2, groups, generator=generator, dtype=torch.float64) + 0.05
+        kinds = torch.randint(0, 4, (groups,), generator=generator)
+        ratios = torch.full((groups,), 0.5, dtype=torch.float64)
+        least = torch.full((groups,), 0.2, dtype=torch.float64)
+        ratios[kinds == 1] = 1.0
+        ratios[kinds == 2] = 0.2
+        found = -along_two(ratios, least, gradient, first, second).numpy()
+        low = torch.where(ratios <= least, 0.0, -1e3).tolist()
+        high = torch.where(ratios >= 1, 0.0, 1e3).tolist()
+        g, n, m = gradient.numpy(), first.numpy(), second.numpy()
+        assert (found >= np.array(low) - 1e-9).all()
+        assert (found <= np.array(high) + 1e-9).all()
+        assert max(found @ n, found @ m) == pytest.approx(0.0, abs=1e-4)
+        distances = []
+        for kept, other in ((n, m), (m, n)):
+            best = minimize(
+                lambda d, g=g: float(((d + g) ** 2).sum()), np.zeros(groups), method="SLSQP",
+                jac=lambda d, g=g: 2.0 * (d + g), bounds=list(zip(low, high, strict=True)),
+                constraints=[{"type": "eq", "fun": lambda d, kept=kept: kept @ d},
+                             {"type": "ineq", "fun": lambda d, other=other: -(other @ d)}],
+                options={"ftol": 1e-12, "maxiter": 500},
+            )  # fmt: skip
+            distances.append(best.fun)
+        # SLSQP's tolerance, and that of the halving
+        assert float(((found + g) ** 2).sum()) == pytest.approx(min(distances), abs=1e-3)
 
 
 def test_projection_never_leaves_the_budget() -> None:

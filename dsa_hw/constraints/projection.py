@@ -9,6 +9,11 @@ from dsa_hw.constraints.mover import KeepRatioMover, Violations, fit_to_budget
 
 ROUNDING = 1e-5
 """Of a gradient's largest component, at float32. Adam makes a whole step of whatever it gets."""
+ACTIVE = 2.0
+"""Distance of the second budget's violation from the tightest's, in steps of a move, at which both
+count as used up: a move can cross so much."""
+HALVINGS = 24
+"""Of the interval in which the second budget's multiplier is looked for: to 1e-7 of it."""
 
 
 class Projection(KeepRatioMover):
@@ -17,15 +22,84 @@ class Projection(KeepRatioMover):
     The loss gradient loses its component along that budget's cost; after Adam's step all keep
     ratios are scaled by one factor until the budget is just met. There is no multiplier to tune,
     and no stretch of the search at another cost than the one that was asked for.
+
+    Where a second budget is as tight, the move may not raise its cost either (``along_two``): with
+    one normal at a time the moves would cross from one budget to the other and back.
     """
 
     def move(self, loss_gradient: Tensor, violations: Violations, step: float) -> None:
         """See ``KeepRatioMover.move``."""
-        tightest = violations(self.keep_ratios).max()
-        (normal,) = torch.autograd.grad(tightest, self.keep_ratios)
+        found = violations(self.keep_ratios)
+        tightest = found.topk(min(2, len(found))).values
+        normals = [
+            torch.autograd.grad(one, self.keep_ratios, retain_graph=True)[0] for one in tightest
+        ]
         ratios = self.keep_ratios.detach()
-        self._step(along_budget(ratios, self.least, loss_gradient, normal), step)
+        move = along_budget(ratios, self.least, loss_gradient, normals[0])
+        if len(normals) == 2:
+            both = along_two(ratios, self.least, loss_gradient, normals[0], normals[1])
+            active = tightest[0] - tightest[1] <= ACTIVE * step
+            move = torch.where(active, both, move)
+        self._step(move, step)
         fit_to_budget(self.keep_ratios, self.least, violations)
+
+
+def along_two(
+    keep_ratios: Tensor, least: Tensor, gradient: Tensor, first: Tensor, second: Tensor
+) -> Tensor:
+    """(groups,) the negative of the best direction where two budgets are used up.
+
+    Along one of them and not into the other, if there is such a direction, the one that is nearer
+    to ``-gradient``; else along both. Within the bounds, as in ``along_budget``.
+    """
+
+    def distance(move: Tensor) -> Tensor:
+        return (gradient - move).square().sum()
+
+    one = along_budget(keep_ratios, least, gradient, first)
+    other = along_budget(keep_ratios, least, gradient, second)
+    noise = ROUNDING * gradient.abs().max()
+    one_fits = -(one @ second) <= noise * second.abs().max()
+    other_fits = -(other @ first) <= noise * first.abs().max()
+    first_is_nearer = distance(one) <= distance(other)
+    edge = _along_both(keep_ratios, least, gradient, first, second)
+    found = torch.where(other_fits, other, edge)
+    return torch.where(one_fits & (first_is_nearer | ~other_fits), one, found)
+
+
+def _along_both(
+    keep_ratios: Tensor, least: Tensor, gradient: Tensor, first: Tensor, second: Tensor
+) -> Tensor:
+    """(groups,) the negative of the direction nearest to ``-gradient`` that changes neither cost.
+
+    ``along_budget`` of the first, with a multiple t of the second normal added to the direction.
+    The second cost's change rises with t; the interval that it is 0 in is halved. The mean of the
+    interval's two ends, weighed so that the second cost does not change, is along the first budget
+    and within the bounds as both of them are.
+    """
+
+    def move(t: Tensor) -> Tensor:
+        return along_budget(keep_ratios, least, gradient - t * second, first)
+
+    free = least < 1.0
+    within = first * free
+    part = (second @ within) / within.square().sum().clamp_min(1e-30)
+    second = (second - part * first) * free  # what ``first`` does not say already
+    unit = gradient.abs().max() / second.abs().max().clamp_min(1e-30)
+    low, high = -torch.ones_like(unit), torch.ones_like(unit)
+
+    def at(position: Tensor) -> Tensor:
+        """A position in (-1, 1) -> t, of any size."""
+        return unit * position / (1.0 - position.square()).clamp_min(1e-6)
+
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        rises = -(move(at(middle)) @ second) > 0
+        low, high = torch.where(rises, low, middle), torch.where(rises, middle, high)
+    below, above = move(at(low)), move(at(high))
+    down, up = -(below @ second), -(above @ second)
+    share = torch.where(up > down, -down / (up - down).clamp_min(1e-30), 0.5)
+    return torch.lerp(below, above, share.clamp(0.0, 1.0))
 
 
 def along_budget(keep_ratios: Tensor, least: Tensor, gradient: Tensor, normal: Tensor) -> Tensor:
