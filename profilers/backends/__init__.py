@@ -7,16 +7,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from profilers.backends.registry import RUNTIMES, check_precision, device_kind
 from profilers.errors import BackendUnavailable
 from profilers.timing import Round, Runner
 
 if TYPE_CHECKING:
     import numpy as np
-
-BACKENDS = (
-    "tensorrt", "tensorrt-rtx", "onnxruntime", "onnxruntime-tensorrt",
-    "torch", "torch-eager", "torch-compile", "torch-autocast",
-)  # fmt: skip
 
 
 class Backend(Protocol):
@@ -96,33 +92,26 @@ def open_backend(
 
     Args:
         device: ``cpu``, ``cuda:N``, or several equal cards, ``cuda:0,cuda:1``.
-        backend: a name from ``BACKENDS``; None takes the best one for the device.
+        backend: a name from ``registry.RUNTIMES``; None takes the best one for the device.
         threads: intra-operator threads; None takes the cores that this process may use.
         include_copies: on CUDA, time the copies of inputs and outputs too.
 
     Raises:
         BackendUnavailable: no such device or runtime here, or not at that precision.
     """
-    if backend is not None and backend not in BACKENDS:
-        raise BackendUnavailable(f"unknown backend {backend!r}; there is: {', '.join(BACKENDS)}")
-    if device.split(":")[0] == "cuda":
+    kind = device_kind(device)
+    if kind != "cuda" and device != "cpu":
+        raise BackendUnavailable(f"unknown device {device!r}; use cpu or cuda:0")
+    if backend is not None:
+        check_precision(RUNTIMES.find(backend, kind), kind, precision)
+    if kind == "cuda":
         from profilers.backends.selection import open_cuda
 
         return open_cuda(device, backend, precision, batch_size, include_copies)
-    if device != "cpu":
-        raise BackendUnavailable(f"unknown device {device!r}; use cpu or cuda:0")
-    if backend not in (None, "onnxruntime", "torch-eager", "torch-compile"):
-        raise BackendUnavailable(f"backend {backend} needs a CUDA device; on the CPU there are "
-                                 "onnxruntime, torch-eager and torch-compile")  # fmt: skip
-    if precision != "fp32":
-        raise BackendUnavailable(
-            f"precision {precision} is not measured on the CPU by this version; use fp32, or name "
-            "the GPU (--device cuda:0)"
-        )
-    if backend is not None and backend.startswith("torch"):
-        from profilers.backends.isolated import Isolated
+    name = backend or RUNTIMES.ranked(kind)[0]
+    check_precision(RUNTIMES.find(name, kind), kind, precision)
+    from profilers.backends.isolated import Isolated, IsolatedOnnxRuntimeCpu
 
-        return Isolated(device=device, backend=backend, precision=precision, batch_size=batch_size)
-    from profilers.backends.isolated import IsolatedOnnxRuntimeCpu
-
-    return IsolatedOnnxRuntimeCpu(batch_size=batch_size, threads=threads)
+    if name == "onnxruntime":  # computes outputs in this process, and starts anew every round
+        return IsolatedOnnxRuntimeCpu(batch_size=batch_size, threads=threads)
+    return Isolated(device, name, precision, batch_size, include_copies, threads)

@@ -15,6 +15,7 @@ import numpy as np
 from profilers.backends.model_files import ModelFiles
 from profilers.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from profilers.backends.packing import pack_models
+from profilers.backends.registry import RUNTIMES, device_kind
 from profilers.backends.scratch import Scratch
 from profilers.backends.worker_process import Worker
 from profilers.errors import BackendUnavailable
@@ -134,7 +135,7 @@ class Isolated:
     agree with PyTorch's here; and several devices measure at once.
 
     Args:
-        device, backend, precision, batch_size, include_copies: see ``open_backend``.
+        device, backend, precision, batch_size, include_copies, threads: see ``open_backend``.
     """
 
     def __init__(
@@ -144,20 +145,27 @@ class Isolated:
         precision: str = "fp32",
         batch_size: int = 1,
         include_copies: bool = False,
+        threads: int | None = None,
     ) -> None:
         self.name = backend
         self.batch_size = batch_size
+        entry = RUNTIMES.find(backend, device_kind(device))
         arguments: dict[str, Any] = {
-            "device": device, "backend": backend, "precision": precision,
-            "batch_size": batch_size, "include_copies": include_copies,
-        }  # fmt: skip
+            "device": device,
+            "backend": backend,
+            "precision": precision,
+            "batch_size": batch_size,
+            "threads": threads,
+            "include_copies": include_copies,
+            "entry": dataclasses.asdict(entry),
+        }
         self._worker = Worker(arguments)
         scratch = Scratch()
         self._folder = scratch.path
         self._files = ModelFiles(self._folder)
         self._notes: list[str] = []
         self._described: dict[str, Any] | None = None
-        self._packs_layers = backend.startswith("tensorrt")
+        self._packs_layers = entry.packs_layers
         self._packed_rounds = 0
         self._unpacked = ""
         self._watch: Watch | None = None

@@ -27,7 +27,7 @@ class BackendInfo:
         module, class_name: of its ``Backend``, which runs in the worker process.
         devices: kinds that it runs on: ``cpu``, ``cuda``.
         precisions: that it deploys at.
-        takes: arguments of its class by name, from ``open_backend``'s and ``backend``.
+        takes: what its class is called with, in this order: names of ``open_backend``'s arguments.
         rank: its place among those tried where no backend is named, the best first; None where it
             is only used by name.
         packs_layers: whether it can time many layers in one build (``TimesPacks``).
@@ -58,12 +58,12 @@ class BackendInfo:
                 f"backend {self.name} is {self.module}.{self.class_name}, which cannot be "
                 f"imported: {error}; install it, or put its folder on PYTHONPATH"
             ) from error
-        return made(**{name: arguments[name] for name in self.takes})
+        return made(*(arguments[name] for name in self.takes))
 
 
 def _torch(name: str, devices: Sequence[str], rank: int | None = None) -> BackendInfo:
     module = "profilers.backends.torch_runtime"
-    precisions = ("fp32",) if "cpu" in devices else ("fp32", "fp16")
+    precisions = ("fp32",) if "cpu" in devices else ("fp32", "fp16")  # no int8 convolutions
     return BackendInfo(name, module, "TorchRuntime", devices, precisions, rank=rank)
 
 
@@ -79,15 +79,9 @@ def _tensorrt(name: str, rank: int) -> BackendInfo:
     )
 
 
-def _onnxruntime_cuda(name: str, rank: int | None) -> BackendInfo:
-    return BackendInfo(
-        name,
-        "profilers.backends.onnxruntime_cuda",
-        "OnnxRuntimeCuda",
-        ("cuda",),
-        ("fp32", "fp16", "int8"),
-        rank=rank,
-    )
+def _onnxruntime_cuda(name: str, precisions: Sequence[str], rank: int | None) -> BackendInfo:
+    module = "profilers.backends.onnxruntime_cuda"
+    return BackendInfo(name, module, "OnnxRuntimeCuda", ("cuda",), precisions, rank=rank)
 
 
 class Backends:
@@ -138,7 +132,7 @@ class Backends:
                 return entry
         where = sorted({k for e in self if e.name == name for k in e.devices})
         raise BackendUnavailable(
-            f"backend {name} needs a device of kind {' or '.join(where)}; on {kind} there are: "
+            f"backend {name} runs on {' or '.join(where)} only; on {kind} there are: "
             f"{', '.join(self.names(kind))}"
         )
 
@@ -155,8 +149,8 @@ RUNTIMES = Backends(
         ),
         _tensorrt("tensorrt", 0),
         _tensorrt("tensorrt-rtx", 1),
-        _onnxruntime_cuda("onnxruntime", 2),
-        _onnxruntime_cuda("onnxruntime-tensorrt", None),
+        _onnxruntime_cuda("onnxruntime", ("fp32", "fp16"), 2),
+        _onnxruntime_cuda("onnxruntime-tensorrt", ("fp32", "fp16", "int8"), None),
         _torch("torch", ("cuda",), 3),
         _torch("torch-autocast", ("cuda",)),
         _torch("torch-eager", ("cpu",)),
@@ -166,6 +160,25 @@ RUNTIMES = Backends(
     ]
 )
 """The runtimes that this package comes with, and what was registered since."""
+
+
+def check_precision(entry: BackendInfo, kind: str, precision: str) -> None:
+    """See that a runtime deploys at a precision.
+
+    Raises:
+        BackendUnavailable: it does not; says which do.
+    """
+    if precision in entry.precisions:
+        return
+    others = [e.name for e in RUNTIMES if kind in e.devices and precision in e.precisions]
+    if others:
+        instead = f"on {kind} there are at {precision}: {', '.join(dict.fromkeys(others))}"
+    else:
+        instead = "use fp32, or name the GPU (--device cuda:0)"
+    raise BackendUnavailable(
+        f"backend {entry.name} is not measured at {precision} on {kind} (it is at "
+        f"{', '.join(entry.precisions)}); {instead}"
+    )
 
 
 def device_kind(device: str) -> str:

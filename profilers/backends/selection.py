@@ -11,13 +11,12 @@ from profilers.backends.cuda_device import check_cuda
 from profilers.backends.isolated import Isolated
 from profilers.backends.onnxruntime_cuda import PROVIDERS, check_provider
 from profilers.backends.parallel import Parallel
+from profilers.backends.registry import RUNTIMES
 from profilers.backends.tensorrt_build import INSTALL, MODULES
 from profilers.errors import BackendUnavailable
 from profilers.onnx_layers import layer_model
 from profilers.spec import LayerSpec
 
-PREFERENCE = ("tensorrt", "tensorrt-rtx", "onnxruntime", "torch")
-"""Best first: what a network is deployed with where it is there."""
 PROBE = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 14x14 b1 fp32 +relu")
 PROBE_CHANNELS = 32
 PROBE_LIMIT_S = 120.0
@@ -53,7 +52,7 @@ def open_cuda(
 
 
 def choose(opened: Callable[[str], Isolated], backend: str | None) -> Isolated:
-    """The wanted backend, or the first of ``PREFERENCE`` that compiles and runs a convolution.
+    """The wanted backend, or the first of ``preference()`` that compiles and runs a convolution.
 
     Trying is what settles it: an installed runtime may lack a library, a driver or this card.
 
@@ -66,7 +65,7 @@ def choose(opened: Callable[[str], Isolated], backend: str | None) -> Isolated:
         chosen.add_notes([f"{backend}: asked for"])
         return chosen
     passed: list[str] = []
-    for name in PREFERENCE:
+    for name in preference():
         if (reason := absent(name)) is not None:  # without starting a process for it
             passed.append(f"{name} passed over: {reason}")
             continue
@@ -82,13 +81,18 @@ def choose(opened: Callable[[str], Isolated], backend: str | None) -> Isolated:
     raise BackendUnavailable("no runtime measures this device. " + ". ".join(passed))
 
 
+def preference() -> tuple[str, ...]:
+    """Names of CUDA's runtimes, best first: what a network is deployed with where it is there."""
+    return RUNTIMES.ranked("cuda")
+
+
 def absent(name: str) -> str | None:
     """Why a backend's package cannot be used at all; None where it is installed."""
     if name in MODULES:
         spec = importlib.util.find_spec(MODULES[name])
         # tensorrt-stubs leaves a folder without code, which has no origin
         return None if spec and spec.origin else f"not installed: {INSTALL[name]}"
-    if name.startswith("onnxruntime"):
+    if name in PROVIDERS:
         import onnxruntime
 
         try:
@@ -129,4 +133,4 @@ def probe(backend: Isolated, limit_s: float = PROBE_LIMIT_S) -> None:
 def _why(name: str, passed: Sequence[str]) -> str:
     if not passed:
         return f"{name}: the first choice on CUDA, and it runs here"
-    return f"{name}: the best of {', '.join(PREFERENCE)} that runs here"
+    return f"{name}: the best of {', '.join(preference())} that runs here"

@@ -31,27 +31,30 @@ def in_process(
     batch_size: int = 1,
     threads: int | None = None,
     include_copies: bool = False,
+    entry: dict[str, Any] | None = None,
 ) -> Any:
     """The backend itself, without a process around it; imports its runtime and nothing else.
 
+    Args:
+        entry: fields of the ``BackendInfo`` of a runtime that was registered in another process;
+            None looks ``backend`` up here.
+
     Raises:
-        BackendUnavailable: it does not work here.
+        BackendUnavailable: there is none of this name, or it does not work here.
     """
-    if device == "cpu" and backend == "onnxruntime":
-        from profilers.backends.onnxruntime_cpu import OnnxRuntimeCpu
+    from profilers.backends.registry import RUNTIMES, BackendInfo, device_kind
 
-        return OnnxRuntimeCpu(batch_size, threads)
-    if backend.startswith("torch"):
-        from profilers.backends.torch_runtime import TorchRuntime
-
-        return TorchRuntime(device, backend, precision, batch_size, include_copies)
-    if backend.startswith("tensorrt"):
-        from profilers.backends.tensorrt_runtime import TensorRt
-
-        return TensorRt(device, backend, precision, batch_size, include_copies)
-    from profilers.backends.onnxruntime_cuda import OnnxRuntimeCuda
-
-    return OnnxRuntimeCuda(device, backend, precision, batch_size, include_copies)
+    info = BackendInfo(**entry) if entry else RUNTIMES.find(backend, device_kind(device))
+    return info.made(
+        {
+            "device": device,
+            "backend": backend,
+            "precision": precision,
+            "batch_size": batch_size,
+            "threads": threads,
+            "include_copies": include_copies,
+        }
+    )
 
 
 class Server:
