@@ -47,10 +47,10 @@ def test_a_runtime_from_outside_measures_a_network() -> None:
     """In the worker process, which has not seen it being registered."""
     command = [*COMMON, "--input-shape", "3", "16", "16", "--backend", "toy"]
     assert profile.main(command) == 0
-    table = LatencyTable.open(Path("table.jsonl"))
+    table = LatencyTable.load(Path("table.jsonl"))
     assert table.provenance["runtime"] == "toy"
     assert table.provenance["threads"] == 1
-    assert len(table.networks()) >= 4
+    assert len(list(table.networks())) >= 4
 
 
 def test_what_a_runtime_cannot_do_is_refused(toy: BackendInfo) -> None:
