@@ -119,7 +119,8 @@ def test_between_two_budgets_projection_does_not_zigzag() -> None:
     assert (pulls > 0).all()
     assert (expected > LEAST).all()
     found = optimize("projection", two, budgets=2)
-    torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
+    # both count as used up within two steps of each other, which is not made up for any more
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)
 
     ratios = expected.clone().requires_grad_()
     mover = make_mover("projection", ratios, LEAST, 2)
