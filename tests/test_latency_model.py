@@ -25,7 +25,7 @@ from dsa_hw.latency_model import WEIGHTS, Coefficients, LatencyModel, sized_kind
 from dsa_hw.pipeline import unknown_operations_warning
 from dsa_hw.profiling import ProfiledNetwork, latency_model, profile_network
 from profilers.errors import MissingMeasurement
-from profilers.table import LatencyTable, LayerKey
+from profilers.table import LatencyTable, LayerKey, TableRound
 from profilers.timing import Runner
 
 
@@ -160,19 +160,17 @@ def test_no_kind_of_layer_is_priced_away(graph: DeployedGraph) -> None:
     assert min(scales) == pytest.approx(LEAST_SCALE)
 
 
-TIMES = ("median_ms", "p10_ms", "p90_ms")
+def _slower(taken: TableRound, by: float) -> TableRound:
+    return dataclasses.replace(
+        taken, taken=dataclasses.replace(taken.taken, median_ms=by * taken.taken.median_ms)
+    )
 
 
 def test_rescaling_all_times_rescales_predictions(profiled, graph: DeployedGraph) -> None:
     found, table = profiled
     doubled = LatencyTable(dict(table.provenance))
     for key, rounds in table.rounds.items():
-        doubled.rounds[key] = [
-            dataclasses.replace(
-                r, taken=dataclasses.replace(r.taken, median_ms=2 * r.taken.median_ms)
-            )
-            for r in rounds
-        ]
+        doubled.rounds[key] = [_slower(taken, 2.0) for taken in rounds]
     again = latency_model(graph, doubled).model
     widths = torch.tensor(widths_on_steps(found, 5)).float()
     expected = 2 * found.latency.model.predict_ms(widths)
@@ -198,10 +196,7 @@ def test_a_budget_fits_its_table_once(graph: DeployedGraph) -> None:
     given = LatencyBudget(table, 1.0, latency=found.latency)
     before = [count(b.bind(graph)[0], graph.dense_widths) for b in (budget, given)]
     for key in table.networks():
-        table.rounds[key] = [
-            (dataclasses.replace(taken, median_ms=2 * taken.median_ms), reference)
-            for taken, reference in table.rounds[key]
-        ]
+        table.rounds[key] = [_slower(taken, 2.0) for taken in table.rounds[key]]
     assert [count(b.bind(graph)[0], graph.dense_widths) for b in (budget, given)] == before
     bound, _ = given.bind(graph)
     assert isinstance(bound, ModelledLatency)
@@ -233,10 +228,7 @@ def test_no_network_has_a_say_in_its_own_prediction(graph: DeployedGraph) -> Non
     before = calibrate(found.model, table, networks).points
     for index, key in enumerate(networks):
         changed = LatencyTable(dict(table.provenance), rounds=dict(table.rounds))
-        changed.rounds[key] = [
-            (dataclasses.replace(taken, median_ms=1.3 * taken.median_ms), reference)
-            for taken, reference in table.rounds[key]
-        ]
+        changed.rounds[key] = [_slower(taken, 1.3) for taken in table.rounds[key]]
         after = calibrate(found.model, changed, networks).points[index]
         assert after.measured_ms == pytest.approx(1.3 * before[index].measured_ms)
         assert after.predicted_ms == before[index].predicted_ms
