@@ -18,6 +18,7 @@ benchmark is about the model.
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from rich.table import Table
 from benchmarks import harness
 from dsa_hw.budgets import flops_budget
 from dsa_hw.calibration import calibrate
-from dsa_hw.choices import WidthChoices, random_off_steps
+from dsa_hw.choices import WidthChoices
 from dsa_hw.config import ProfileConfig
 from dsa_hw.console import Progress
 from dsa_hw.coupling import find_coupling
@@ -53,6 +54,8 @@ EXHAUSTIVE_MODEL = "cifar_resnet56"
 THREADS = 1
 ROUNDS = 6
 """Rounds of each network in each of the two passes."""
+PARTS = 4
+"""Of a step: networks off the steps have widths at multiples of such a part."""
 ANCHORS = 8
 """Calibration networks that are timed again in each pass."""
 
@@ -102,7 +105,7 @@ def _measure(name: str, sample: Sample, folder: Path, progress: Progress) -> dic
     choices = profiled.latency.choices
     rng = np.random.default_rng(20_000)
     on = _draw(sample.on_steps, used, lambda turn: on_steps(choices, rng, turn))
-    off = _draw(sample.off_steps, used, lambda turn: random_off_steps(graph, choices, rng))
+    off = _draw(sample.off_steps, used, lambda turn: off_steps(graph, choices, rng))
     (first, first_speed), (second, second_speed) = (
         _time(graph, backend, table, folder / f"{name}.{part}.jsonl", on + off, progress)
         for part in ("first", "second")
@@ -165,6 +168,21 @@ def on_steps(choices: WidthChoices, rng: np.random.Generator, turn: int) -> tupl
     offered = [[w for w in allowed if w >= LEAST_KEEP_RATIO * allowed[-1]]
                for allowed in choices.widths]  # fmt: skip
     return tuple(int(rng.choice(widths)) for widths in offered)
+
+
+def off_steps(
+    graph: DeployedGraph, choices: WidthChoices, rng: np.random.Generator
+) -> tuple[int, ...]:
+    """Widths between steps, as no command chooses them: each costs the tread that it is on."""
+    widths = []
+    for group, step in zip(graph.coupling.groups, choices.steps, strict=True):
+        dense = group.dense_width
+        unit = math.lcm(group.atom_channels, max(1, step // PARTS))
+        low = math.ceil(LEAST_KEEP_RATIO * dense / unit)
+        most = dense // unit
+        free = not group.frozen and most > low
+        widths.append(int(rng.integers(low, most + 1)) * unit if free else dense)
+    return tuple(widths)
 
 
 def _time(
@@ -230,7 +248,7 @@ def _all_widths(graph: DeployedGraph, latency: CalibratedModel, step: int) -> di
 
     return {
         spec: Grid((1,) if spec.tied else side(*cin), side(*cout), spec.tied)
-        for spec, (cin, cout) in channel_ranges(graph, latency.choices, latency.steps).items()
+        for spec, (cin, cout) in channel_ranges(graph, latency.choices).items()
     }
 
 

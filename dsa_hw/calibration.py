@@ -2,23 +2,23 @@
 
 What isolated layers miss (call overhead, residual adds, pooling, layout changes, caches) shows in
 whole networks. The fit is non-negative least squares on relative errors with a ridge toward "the
-table is right" (scales 1, all else 0). Leave-one-out chooses its strength, and whether every kind
-of layer has one scale or one for each size. Networks with widths between steps say afterwards what
-those cost beside the step that is charged for them.
+table is right" (scales 1, all else 0). Cross-validation chooses its strength, and whether every
+kind of layer has one scale or one for each size; the error that is reported is of networks that
+neither the fit nor that choice has seen.
+
+``recalibrate`` fits again near one allocation, every layer with a scale of its own and a ridge
+toward the first fit: whole networks that are like the allocation count, and others hardly do.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.optimize import nnls
 
-from dsa_hw.deployed import WEIGHTS
-from dsa_hw.latency_model import Coefficients, LatencyModel, sized_kind
+from dsa_hw.latency_model import Coefficients, Features, LatencyModel, sized_kind
 from profilers.table import LatencyTable, NetworkKey
 from profilers.timing import Measurement
 
@@ -28,6 +28,16 @@ FINER = 1.1
 LEAST_SCALE = 0.35
 """Noise must not price a kind of layer away."""
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+LOCAL_RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+"""Of scales by layer. The last one leaves hardly more than one scale for all, if that."""
+FOLDS = 8
+"""Parts that the networks are divided into; each part is predicted from all the others."""
+NEAR = 0.15
+"""Part of the latency whose layers' times may differ from the allocation's before a network counts
+half in ``recalibrate``; one step of each of a few groups changes about as much. At twice of it a
+sixteenth is left: what networks far away say is in the fit that the ridge pulls to."""
+LEAST_NEAR = 4
+"""Networks nearest to an allocation that its held-out error is of, at the least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +57,22 @@ class CalibrationPoint:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A fit, and how far to trust it."""
+    """A fit, and how far to trust it.
+
+    Args:
+        points: networks that the error is of: all of them, or after ``recalibrate`` those near
+            the allocation.
+        prior: the coefficients that ``recalibrate`` started from; None for a first fit.
+    """
 
     coefficients: Coefficients
     points: tuple[CalibrationPoint, ...]
     ridge: float
+    prior: Coefficients | None = None
 
     @property
     def heldout_mape_pct(self) -> float:
-        """Mean absolute relative error of leave-one-out predictions."""
+        """Mean absolute relative error of held-out predictions."""
         return float(np.mean([abs(p.error_pct) for p in self.points]))
 
     @property
@@ -71,161 +88,202 @@ def calibrate(
 
     Args:
         model: any calibration of it; only the table's layer times are used.
-        networks: measured, at least four of them on steps.
+        networks: measured; those on steps count, at least four.
     """
-    off_steps = [key for key in networks if not model.choices.allow(key.widths)]
     networks = [key for key in networks if model.choices.allow(key.widths)]
     measured = [table.measurement(key) for key in networks]
     times = np.array([m.median_ms for m in measured])
-    rows = [model.features(key.widths) for key in networks]
-    sized = {sized_kind(layer.spec): layer.spec.kind for layer in model.graph.layers}
-    rates = model.coefficients.rates_ms
-    coefficients, heldout, ridge = _best(rows, times, sized, list(rates))
-    if _beside_layers_ms(model, coefficients) < 0.0:
-        others = [kind for kind in rates if kind != WEIGHTS]
-        coefficients, heldout, ridge = _best(rows, times, sized, others)
-        known = {**dict.fromkeys(rates, 0.0), **coefficients.rates_ms}
-        coefficients = dataclasses.replace(coefficients, rates_ms=known)
-    off_step, below_step = _off_steps(model.with_coefficients(coefficients), table, off_steps)
-    coefficients = dataclasses.replace(coefficients, off_step=off_step, below_step_ms=below_step)
-    points = _points(networks, heldout, measured)
-    return Calibration(coefficients, points, ridge)
+    features = model.features([key.widths for key in networks])
+    layers = model.graph.layers
+    designs = [
+        _Design.of(features, names)
+        for names in ([x.spec.kind for x in layers], [sized_kind(x.spec) for x in layers])
+    ]
+    handicaps = (1.0, FINER)
+    even = np.ones(len(times))
+    predicted = np.zeros(len(times))
+    for rest, left_out in _folds(len(times)):
+        parts = [design.part(rest) for design in designs]
+        index, ridge = _choose(parts, times[rest], even[rest], RIDGES, handicaps)
+        solution = parts[index].fit(times[rest], even[rest], ridge)
+        predicted[left_out] = designs[index].terms[left_out] @ solution
+    index, ridge = _choose(designs, times, even, RIDGES, handicaps)
+    design = designs[index]
+    solution = design.fit(times, even, ridge)
+    coefficients = Coefficients(float(solution[0]), design.scales(solution), design.rates(solution))
+    return Calibration(coefficients, _points(networks, predicted, measured), ridge)
 
 
-def _best(
-    rows: Sequence[Mapping[str, float]],
-    times: np.ndarray,
-    sized: Mapping[str, str],
-    rates: Sequence[str],
-) -> tuple[Coefficients, np.ndarray, float]:
-    """The fit, of all designs and ridges, whose leave-one-out predictions are nearest; these
-    predictions, (networks,) ms; and its ridge.
+def recalibrate(
+    model: LatencyModel,
+    table: LatencyTable,
+    networks: Sequence[NetworkKey],
+    around: Sequence[int],
+    prior: Coefficients,
+) -> Calibration:
+    """Fit again near an allocation.
 
     Args:
-        sized: kind of layer, by kind and size.
+        networks: measured; those on steps count, at least four.
+        around: (groups,) the allocation's widths.
+        prior: coefficients of a first fit.
     """
-    names = (sized, {name: name for name in sized})
-    designs = [_Design.of(rows, scales, rates) for scales in names]
-    tried = [(design, ridge) for design in designs for ridge in RIDGES]
-    heldout = [_leave_one_out(design, times, ridge) for design, ridge in tried]
-    errors = [
-        float(np.mean(np.abs(predicted / times - 1.0))) * (1.0 if design is designs[0] else FINER)
-        for (design, _), predicted in zip(tried, heldout, strict=True)
-    ]
-    best = int(np.argmin(errors))
-    design, ridge = tried[best]
-    coefficients = design.coefficients(_fit(design.terms, times, design.prior, ridge))
-    return coefficients, heldout[best], ridge
+    networks = [key for key in networks if model.choices.allow(key.widths)]
+    measured = [table.measurement(key) for key in networks]
+    times = np.array([m.median_ms for m in measured])
+    features = model.features([key.widths for key in networks])
+    distance = _distances(model, features, around)
+    weights = 0.5 ** ((distance**2 - distance.min() ** 2) / NEAR**2)  # the nearest counts fully
+    design = _Design.of_layers(model, features, prior)
+    near = np.argsort(distance)[: max(LEAST_NEAR, int((weights >= 0.5).sum()))]
+    predicted = np.zeros(len(times))
+    for rest, left_out in _folds(len(times), near):
+        _, ridge = _choose([design.part(rest)], times[rest], weights[rest], LOCAL_RIDGES, (1.0,))
+        solution = design.part(rest).fit(times[rest], weights[rest], ridge)
+        predicted[left_out] = design.terms[left_out] @ solution
+    _, ridge = _choose([design], times, weights, LOCAL_RIDGES, (1.0,))
+    solution = design.fit(times, weights, ridge)
+    coefficients = Coefficients(
+        float(solution[0]), prior.scales, design.rates(solution), design.scales(solution)
+    )
+    chosen = sorted(near.tolist())
+    points = _points(
+        [networks[i] for i in chosen], predicted[chosen], [measured[i] for i in chosen]
+    )
+    return Calibration(coefficients, points, ridge, prior)
 
 
-def _beside_layers_ms(model: LatencyModel, coefficients: Coefficients) -> float:
-    """What the least network pays beside its layers.
-
-    Weights are counted by a linear form that is exact at the dense widths and negative far below
-    them: a fit may credit the smallest networks with more than they cost (docs/decisions.md).
-    """
-    least = model.choices.without_removal().least
-    elements = model.graph.operation_elements(least.tolist())
-    paid = sum(coefficients.rates_ms[kind] * count for kind, count in elements.items())
-    return coefficients.constant_ms + paid
+def _distances(model: LatencyModel, features: Features, around: Sequence[int]) -> np.ndarray:
+    """(networks,) what the layers' times differ by from those of ``around``, of their sum."""
+    there = model.features([around]).layers[0]
+    return np.abs(features.layers - there).sum(axis=1) / there.sum()
 
 
 @dataclass(frozen=True, slots=True)
 class _Design:
-    """The terms of a fit, one of two: a scale for each kind of layer, or for each kind and size.
+    """The terms of a fit.
 
     Args:
+        names: of the scales, then of the rates.
+        scale_count: how many of the names are scales.
         terms: (networks, 1 + scales + rates); the first column is the constant's.
-        prior: "the table is right".
+        prior: (1 + scales + rates,) what the ridge pulls to.
+        least: (1 + scales + rates,) bounds from below.
     """
 
-    scales: tuple[str, ...]
-    rates: tuple[str, ...]
+    names: tuple[str, ...]
+    scale_count: int
     terms: np.ndarray
     prior: np.ndarray
+    least: np.ndarray
 
     @classmethod
-    def of(
-        cls, rows: Sequence[Mapping[str, float]], names: Mapping[str, str], rates: Sequence[str]
-    ) -> _Design:
-        """Of features by kind and size; ``names`` says under which scale each of these comes."""
-        scales = tuple(dict.fromkeys(names.values()))
-        terms = [
-            [1.0]
-            + [
-                sum(row[sized] for sized, name in names.items() if name == scale)
-                for scale in scales
-            ]
-            + [row[rate] for rate in rates]
-            for row in rows
+    def of(cls, features: Features, names: Sequence[str]) -> _Design:
+        """One scale for each of ``names``, (layers,), toward 1."""
+        scales = list(dict.fromkeys(names))
+        sums = [
+            features.layers[:, [name == scale for name in names]].sum(axis=1) for scale in scales
         ]
-        prior = [0.0] + [1.0] * len(scales) + [0.0] * len(rates)
-        return cls(scales, tuple(rates), np.array(terms), np.array(prior))
+        rates = list(features.rates)
+        ones = np.ones(len(features.layers))
+        terms = np.stack([ones, *sums, *features.rates.values()], axis=1)
+        prior = np.array([0.0] + [1.0] * len(scales) + [0.0] * len(rates))
+        return cls((*scales, *rates), len(scales), terms, prior, LEAST_SCALE * prior)
 
-    def coefficients(self, solution: np.ndarray) -> Coefficients:
-        """What a fit of these terms says."""
-        constant, values = float(solution[0]), solution[1:].tolist()
-        return Coefficients(
-            constant_ms=constant,
-            scales=dict(zip(self.scales, values[: len(self.scales)], strict=True)),
-            rates_ms=dict(zip(self.rates, values[len(self.scales) :], strict=True)),
-        )
+    @classmethod
+    def of_layers(cls, model: LatencyModel, features: Features, prior: Coefficients) -> _Design:
+        """One scale for each layer, toward what ``prior`` says."""
+        layers = model.graph.layers
+        rates = list(features.rates)
+        ones = np.ones(len(features.layers))
+        terms = np.column_stack([ones, features.layers, *features.rates.values()])
+        scales = [prior.scale(layer) for layer in layers]
+        toward = [prior.constant_ms, *scales, *(prior.rates_ms[kind] for kind in rates)]
+        least = [0.0, *(min(LEAST_SCALE, s) for s in scales), *(0.0 for _ in rates)]
+        names = (*(layer.name for layer in layers), *rates)
+        return cls(names, len(layers), terms, np.array(toward), np.array(least))
+
+    def part(self, rows: np.ndarray) -> _Design:
+        """The same for some of the networks."""
+        return _Design(self.names, self.scale_count, self.terms[rows], self.prior, self.least)
+
+    def scales(self, solution: np.ndarray) -> dict[str, float]:
+        """By name, from a fit of these terms."""
+        values = solution[1 : 1 + self.scale_count].tolist()
+        return dict(zip(self.names[: self.scale_count], values, strict=True))
+
+    def rates(self, solution: np.ndarray) -> dict[str, float]:
+        """By name, from a fit of these terms."""
+        values = solution[1 + self.scale_count :].tolist()
+        return dict(zip(self.names[self.scale_count :], values, strict=True))
+
+    def fit(self, times: np.ndarray, weights: np.ndarray, ridge: float) -> np.ndarray:
+        """min sum w ((X theta - y) / y)^2 + ridge * |share * (theta - prior)|^2, theta >= least.
+
+        Networks with large residuals count less (Huber's weights): one disturbed measurement must
+        not bend the fit. A coefficient's part of the ridge is its mean share of the latency: units
+        do not matter.
+
+        Args:
+            times: (networks,) y, ms.
+            weights: (networks,) w.
+        """
+        scale = np.maximum(np.average(np.abs(self.terms), axis=0, weights=weights), 1e-12)
+        share = scale / np.average(times, weights=weights)
+        relative = self.terms / times[:, None]
+        huber = np.ones(len(times))
+        solution = self.prior
+        for _ in range(REWEIGHTINGS):
+            root = np.sqrt(huber * weights)
+            system = np.vstack([root[:, None] * relative, np.sqrt(ridge) * np.diag(share)]) / scale
+            right = np.concatenate([root, np.sqrt(ridge) * share * self.prior])
+            solution = np.linalg.solve(system.T @ system, system.T @ right) / scale
+            if (solution < self.least).any():
+                above = nnls(system, right - system @ (self.least * scale))[0]
+                solution = self.least + above / scale
+            residuals = np.abs(relative @ solution - 1.0)
+            limit = 2.0 * _median(residuals, weights) + 1e-9
+            huber = np.minimum(1.0, limit / np.maximum(residuals, 1e-12))
+        return solution
 
 
-def _off_steps(
-    model: LatencyModel, table: LatencyTable, networks: Sequence[NetworkKey]
-) -> tuple[float, float]:
-    """The non-negative surcharges that fit networks with widths between steps: the part between
-    two steps, and ms an element below the first. 0 without any network that would show them."""
-    if not networks:
-        return 0.0, 0.0
-    times = np.array([table.measurement(key).median_ms for key in networks])
-    widths = torch.tensor([key.widths for key in networks], dtype=torch.float32)
-
-    def predicted(**surcharge: float) -> np.ndarray:
-        charged = dataclasses.replace(model.coefficients, **surcharge)
-        return model.with_coefficients(charged).staircase_ms(widths).double().numpy()
-
-    without = predicted()
-    columns = (predicted(off_step=1.0) - without, predicted(below_step_ms=1.0) - without)
-    charged = np.stack(columns, axis=1) / times[:, None]
-    largest = np.maximum(charged.max(axis=0), 1e-12)
-    off_step, below_step = nnls(charged / largest, 1.0 - without / times)[0] / largest
-    return float(off_step), float(below_step)
+def _median(values: np.ndarray, weights: np.ndarray) -> float:
+    order = np.argsort(values)
+    passed = np.cumsum(weights[order])
+    return float(values[order[np.searchsorted(passed, passed[-1] / 2)]])
 
 
-def _fit(design: np.ndarray, times: np.ndarray, prior: np.ndarray, ridge: float) -> np.ndarray:
-    """min |(X theta - y) / y|^2 + ridge * |weight * (theta - prior)|^2 over theta >= least.
+def _choose(
+    designs: Sequence[_Design],
+    times: np.ndarray,
+    weights: np.ndarray,
+    ridges: Sequence[float],
+    handicaps: Sequence[float],
+) -> tuple[int, float]:
+    """Index of the design, and the ridge, whose held-out predictions are nearest.
 
-    ``least`` is 0, and ``LEAST_SCALE`` for scales.
-
-    Networks with large residuals count less (Huber's weights): one disturbed measurement must not
-    bend the fit. A coefficient's weight is its mean share of the latency: units do not matter.
+    Args:
+        handicaps: (designs,) what each one's error is multiplied by before it is compared.
     """
-    scale = np.maximum(np.abs(design).mean(axis=0), 1e-12)
-    share = scale / times.mean()
-    relative = design / times[:, None]
-    least = LEAST_SCALE * prior
-    weights = np.ones(len(times))
-    solution = prior
-    for _ in range(REWEIGHTINGS):
-        root = np.sqrt(weights)
-        system = np.vstack([root[:, None] * relative, np.sqrt(ridge) * np.diag(share)]) / scale
-        right = np.concatenate([root, np.sqrt(ridge) * share * prior])
-        solution = least + nnls(system, right - system @ (least * scale))[0] / scale
-        residuals = np.abs(relative @ solution - 1.0)
-        limit = 2.0 * float(np.median(residuals)) + 1e-9
-        weights = np.minimum(1.0, limit / np.maximum(residuals, 1e-12))
-    return solution
+    tried = [(index, ridge) for index in range(len(designs)) for ridge in ridges]
+    errors = []
+    for index, ridge in tried:
+        predicted = np.zeros(len(times))
+        for rest, left_out in _folds(len(times)):
+            solution = designs[index].part(rest).fit(times[rest], weights[rest], ridge)
+            predicted[left_out] = designs[index].terms[left_out] @ solution
+        error = np.average(np.abs(predicted / times - 1.0), weights=weights)
+        errors.append(float(error) * handicaps[index])
+    return tried[int(np.argmin(errors))]
 
 
-def _leave_one_out(design: _Design, times: np.ndarray, ridge: float) -> np.ndarray:
-    predictions = np.zeros(len(times))
-    for index in range(len(times)):
-        rest = np.arange(len(times)) != index
-        fitted = _fit(design.terms[rest], times[rest], design.prior, ridge)
-        predictions[index] = design.terms[index] @ fitted
-    return predictions
+def _folds(count: int, of: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices to fit to, and indices left out: all (or all ``of``) are left out once."""
+    of = np.arange(count) if of is None else of
+    parts = min(FOLDS, len(of))
+    for part in range(parts):
+        left_out = of[part::parts]
+        yield np.setdiff1d(np.arange(count), left_out), left_out
 
 
 def _points(

@@ -76,47 +76,16 @@ class WidthChoices:
         return tuple(chosen)
 
 
-def random_off_steps(
-    graph: DeployedGraph,
-    choices: WidthChoices,
-    rng: np.random.Generator,
-    part: int = 4,
-    least_keep_ratio: float = 0.25,
-) -> tuple[int, ...]:
-    """Random widths at a ``part`` of the steps (of a group's atom, where that is wider)."""
-    return tuple(
-        dense if low == dense else int(rng.integers(low // unit, dense // unit + 1)) * unit
-        for low, dense, unit in _between_steps(graph, choices, part, least_keep_ratio)
-    )
-
-
-def least_off_steps(graph: DeployedGraph, choices: WidthChoices) -> np.ndarray:
-    """(groups,) the smallest widths that the choices or ``random_off_steps`` give a group."""
-    between = np.array([low for low, _, _ in _between_steps(graph, choices)])
-    return np.minimum(choices.narrowest, between)
-
-
-def _between_steps(
-    graph: DeployedGraph, choices: WidthChoices, part: int = 4, least_keep_ratio: float = 0.25
-) -> list[tuple[int, int, int]]:
-    """(least width, dense width, unit) of every group's widths between steps."""
-    found = []
-    rows = zip(graph.coupling.groups, choices.steps, choices.dense.tolist(), strict=True)
-    for group, step, dense in rows:
-        unit = math.lcm(group.atom_channels, max(1, step // part))
-        low = math.ceil(least_keep_ratio * dense / unit) * unit
-        free = not group.frozen and dense // unit * unit > low
-        found.append((low if free else dense, dense, unit))
-    return found
-
-
 def width_choices(graph: DeployedGraph, steps: Mapping[str, int]) -> WidthChoices:
-    """The choices of every group.
+    """The choices of every group: the widest whole atoms on each tread of its largest step.
+
+    Where steps of the layers that a group touches do not divide each other (12 and 16), widths on
+    the smaller one are not offered, and those on the larger one cost a whole tread of the smaller.
 
     Args:
         steps: the measured step of each kind of layer.
     """
-    touching: list[set[int]] = [{g.atom_channels} for g in graph.coupling.groups]
+    touching: list[set[int]] = [{1} for _ in graph.coupling.groups]
     for layer in graph.layers:
         for side in (layer.cin, layer.cout):
             for group in np.flatnonzero(side.coefficients):
@@ -125,9 +94,10 @@ def width_choices(graph: DeployedGraph, steps: Mapping[str, int]) -> WidthChoice
     removable = {group for groups in together for group in groups}
     widths, chosen_steps = [], []
     for index, (group, found) in enumerate(zip(graph.coupling.groups, touching, strict=True)):
-        step = math.lcm(*found)
-        dense = group.dense_width
-        below = [] if group.frozen else list(range(step, dense, step))
+        atom, dense = group.atom_channels, group.dense_width
+        step = max(atom, *found)
+        treads = {top // atom * atom for top in range(step, dense, step)}
+        below = [] if group.frozen else sorted(treads)
         widths.append((*([0] if index in removable else []), *below, dense))
         chosen_steps.append(step)
     return WidthChoices(tuple(widths), tuple(chosen_steps), together)

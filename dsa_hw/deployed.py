@@ -44,8 +44,6 @@ KINDS = {
     "Add": "add", "Mul": "mul", "Relu": "activation", "Clip": "activation",
     "Sigmoid": "activation", "HardSwish": "activation", "HardSigmoid": "activation",
 }  # fmt: skip
-WEIGHTS = "weights"
-"""Kind of what reading the weights of large layers costs; the others are of ``KINDS``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,9 +421,6 @@ class DeployedGraph:
                 layer = layers[node.output[0]]
                 size = float(np.prod(layer.spec.output_size) * layer.spec.batch)
                 elements[node.output[0]] = layer.cout.scaled(size)
-                kind, moved = WEIGHTS, self._weight_elements(layer)
-                _add(sums, kind, moved)
-                self._add_within(within, node, kind, moved)
                 continue
             moved = self._follow(node, elements)
             if node.op_type in FREE_OPS or self._is_fused(node) or moved is None:
@@ -461,22 +456,6 @@ class DeployedGraph:
                 elements[name] = source.scaled(factor)
         produced = [elements[n] for n in node.output if n in elements]
         return max([source, *produced], key=lambda k: k(self.dense_widths))
-
-    def _weight_elements(self, layer: Layer) -> Linear:
-        """Weights read by a layer, linearized at the dense widths (exact where one side is fixed).
-
-        A first-order term beside the table, for weights that come from memory rather than cache.
-        """
-        taps = float(np.prod(layer.spec.kernel))
-        cin, cout = layer.cin(self.dense_widths), layer.cout(self.dense_widths)
-        per_group = cin / layer.spec.group_count(round(cin))
-        if layer.spec.tied:
-            return layer.cout.scaled(taps * per_group)
-        both = Linear(
-            taps * (layer.cin.coefficients * cout + layer.cout.coefficients * cin),
-            taps * (layer.cin.constant * cout + layer.cout.constant * cin - cin * cout),
-        )
-        return both
 
     def _is_fused(self, node: onnx.NodeProto) -> bool:
         if node.op_type.lower() not in FUSED_ACTIVATIONS:

@@ -1,8 +1,10 @@
 """Widths of the coupled groups -> milliseconds, differentiable.
 
-    L(w) = c0 + sum_l s_kind(l) * T_l(cin_l(w), cout_l(w)) + sum_o r_o * elements_o(w)
+    L(w) = c0 + sum_l [s_l * T_l(cin_l(w), cout_l(w)) + r * weights_l(w)]
+           + sum_o r_o * elements_o(w)
 
-T_l interpolates the table bilinearly on its knots; c0, s, r >= 0 are calibrated on whole networks
+T_l interpolates the table bilinearly on its knots, and a layer's weights are bilinear in its
+channels too, so that both are one function of them; c0, s, r >= 0 are calibrated on whole networks
 (see ``calibration``). Two forms: ``predict_ms`` is smooth between step tops, for gradients;
 ``staircase_ms`` rounds channels up to the next step first, which is what the device charges.
 
@@ -12,21 +14,26 @@ a branch whose internal groups have width zero costs nothing in either form.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dsa_hw.branch_gates import BranchGates, branch_of_layers
-from dsa_hw.choices import WidthChoices, least_off_steps
+from dsa_hw.choices import WidthChoices
 from dsa_hw.deployed import DeployedGraph, Layer
 from profilers.collect import Request
 from profilers.errors import MissingMeasurement
 from profilers.grid import Grid, first_grid, grid_requests, refined_grid
 from profilers.spec import LayerSpec
 from profilers.table import LatencyTable, LayerKey
+
+WEIGHTS = "weights"
+"""Name of the rate that is paid for each weight of a layer: large layers read them from memory.
+The other rates are of the kinds of ``DeployedGraph.operations``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +44,22 @@ class Coefficients:
         constant_ms: c0.
         scales: by kind of layer, or by kind and size (``sized_kind``) where kinds alone are too
             coarse; 1 where the table alone is right.
-        rates_ms: by kind of operation, ms an element.
-        off_step: part by which a layer whose output channels are on no step costs more inside a
-            network than alone, in the staircase form.
-        below_step_ms: what a layer costs more whose output channels are fewer than one step, for
-            an element of its output at one step (it is not blocked, and laid out anew), in the
-            staircase form.
+        rates_ms: ms an element by kind of operation, and ms a weight (``WEIGHTS``).
+        layers: scales of single layers by their names, before ``scales``: near one allocation a
+            layer may cost another part of its table's time than its kind does (see ``refit``).
     """
 
     constant_ms: float
     scales: Mapping[str, float]
     rates_ms: Mapping[str, float]
-    off_step: float = 0.0
-    below_step_ms: float = 0.0
+    layers: Mapping[str, float] = field(default_factory=dict)
 
-    def scale(self, spec: LayerSpec) -> float:
+    def scale(self, layer: Layer) -> float:
         """What a layer's isolated time is multiplied by."""
-        sized = sized_kind(spec)
-        return self.scales[sized if sized in self.scales else spec.kind]
+        if layer.name in self.layers:
+            return self.layers[layer.name]
+        sized = sized_kind(layer.spec)
+        return self.scales[sized if sized in self.scales else layer.spec.kind]
 
 
 def sized_kind(spec: LayerSpec) -> str:
@@ -68,7 +73,7 @@ def uncalibrated(graph: DeployedGraph) -> Coefficients:
     return Coefficients(
         0.0,
         {layer.spec.kind: 1.0 for layer in graph.layers},
-        {operation.kind: 0.0 for operation in graph.operations},
+        {WEIGHTS: 0.0} | {operation.kind: 0.0 for operation in graph.operations},
     )
 
 
@@ -76,30 +81,23 @@ Range = tuple[int, int]
 
 
 def channel_ranges(
-    graph: DeployedGraph, choices: WidthChoices, steps: Mapping[str, int]
+    graph: DeployedGraph, choices: WidthChoices
 ) -> dict[LayerSpec, tuple[Range, Range]]:
     """(least, most) input and output channels of every spec, over the layers that share it; the
     least of what is there, where a branch may be removed.
-
-    Where the least is one step (or a dense width below it), narrower widths between steps are
-    within the range too: below one step a layer need not cost what a whole step costs.
     """
     ranges: dict[LayerSpec, tuple[Range, Range]] = {}
-    narrower = least_off_steps(graph, choices)
     for layer in graph.layers:
-        step = steps[layer.spec.kind]
-        own = []
-        for side in (layer.cin, layer.cout):
-            least = round(side(choices.narrowest))
-            if least <= step:
-                least = round(side(narrower))
-            own.append((least, round(side(choices.dense))))
+        sides = [
+            (round(side(choices.narrowest)), round(side(choices.dense)))
+            for side in (layer.cin, layer.cout)
+        ]
         if layer.spec in ranges:
-            own = [
+            sides = [
                 (min(a[0], b[0]), max(a[1], b[1]))
-                for a, b in zip(own, ranges[layer.spec], strict=True)
+                for a, b in zip(sides, ranges[layer.spec], strict=True)
             ]
-        ranges[layer.spec] = (own[0], own[1])
+        ranges[layer.spec] = (sides[0], sides[1])
     return ranges
 
 
@@ -109,7 +107,7 @@ def first_grids(
     """The least that the table must hold of every spec."""
     return {
         spec: first_grid(spec, cin, cout, steps[spec.kind])
-        for spec, (cin, cout) in channel_ranges(graph, choices, steps).items()
+        for spec, (cin, cout) in channel_ranges(graph, choices).items()
     }
 
 
@@ -132,6 +130,19 @@ def refined_grids(
     return {
         spec: refined_grid(grid, measured[spec], steps[spec.kind]) for spec, grid in first.items()
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What the coefficients multiply in the staircase form of some networks' latency.
+
+    Args:
+        layers: (networks, layers) isolated ms.
+        rates: (networks,) elements by kind of operation, and weights.
+    """
+
+    layers: np.ndarray
+    rates: Mapping[str, np.ndarray]
 
 
 class LatencyModel:
@@ -163,20 +174,22 @@ class LatencyModel:
         self.coefficients = coefficients or uncalibrated(graph)
         self.device = torch.device(device)
         self.grids = refined_grids(first_grids(graph, choices, steps), table, steps)
-        surfaces = {spec: _surface(table, spec, grid) for spec, grid in self.grids.items()}
-        self._build(graph.layers, surfaces)
+        self._surfaces = {spec: _surface(table, spec, grid) for spec, grid in self.grids.items()}
+        self._build()
 
     def with_coefficients(self, coefficients: Coefficients) -> LatencyModel:
-        """The same model under another calibration."""
-        return LatencyModel(
-            self.graph, self.table, self.choices, self.steps, coefficients, self.device
-        )
+        """The same surfaces, as the table was when they were read, under another calibration."""
+        return self._again(coefficients, self.device)
 
     def to(self, device: torch.device | str) -> LatencyModel:
         """The same model for widths on another device."""
-        return LatencyModel(
-            self.graph, self.table, self.choices, self.steps, self.coefficients, device
-        )
+        return self._again(self.coefficients, torch.device(device))
+
+    def _again(self, coefficients: Coefficients, device: torch.device) -> LatencyModel:
+        other = copy.copy(self)
+        other.coefficients, other.device = coefficients, device
+        other._build()
+        return other
 
     def predict_ms(self, widths: Tensor) -> Tensor:
         """Smooth latency, (...,) for widths (..., groups), differentiable; no host sync.
@@ -187,8 +200,8 @@ class LatencyModel:
         return self._network_ms(widths, staircase=False)
 
     def staircase_ms(self, widths: Tensor) -> Tensor:
-        """What the device charges: channels rounded up to the next step, those below the first as
-        they are. (..., groups) -> (...,)"""
+        """What the device charges: channels rounded up to the next step, at most the dense ones.
+        (..., groups) -> (...,)"""
         return self._network_ms(widths, staircase=True)
 
     def layer_ms(self, widths: Tensor, staircase: bool = False) -> Tensor:
@@ -219,16 +232,7 @@ class LatencyModel:
     def _table_ms(self, widths: Tensor, staircase: bool) -> Tensor:
         """Calibrated ms of every layer as if all branches were there, (..., layers)."""
         flat = widths.reshape(-1, widths.shape[-1]).double()
-        channels = torch.addmm(self._channel_constants, self._channels, flat.T)
-        surcharge = None
-        if staircase:
-            stepped = torch.ceil(channels / self._step - 1e-4) * self._step
-            low = channels < self._step - 0.5
-            surcharge = self._surcharge(
-                (stepped - channels > 0.5) & (channels < self._most - 0.5), low
-            )
-            stepped = torch.where(low, torch.maximum(channels, self._low), stepped)
-            channels = torch.minimum(stepped, self._most)
+        channels = self._channels_of(flat, staircase)
         cells = torch.searchsorted(self._interior, channels.detach(), right=True)
         cin, cout = channels.chunk(2)
         row, column = cells.chunk(2)
@@ -236,46 +240,49 @@ class LatencyModel:
             self._base + row * self._stride + column
         ].unbind(-1)
         ms = constant + by_in * cin + (by_out + by_both * cin) * cout
-        if surcharge is not None:
-            part, added = surcharge
-            ms = ms * part + added
         return ms.T.reshape(*widths.shape[:-1], -1).to(widths.dtype)
 
-    def _surcharge(self, between: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-        """Factor and additional ms, (layers, n) each, of output channels on no step.
+    def _channels_of(self, widths: Tensor, staircase: bool) -> Tensor:
+        """(2 layers, n) input channels of every layer, then output channels, of (n, groups)."""
+        channels = torch.addmm(self._channel_constants, self._channels, widths.T)
+        if not staircase:
+            return channels
+        stepped = torch.ceil(channels / self._step - 1e-4) * self._step
+        return torch.minimum(stepped, self._most)
 
-        Args:
-            between: (2 layers, n) whether channels are on no step.
-            low: (2 layers, n) whether they are fewer than one.
+    def features(self, networks: Sequence[Sequence[int]]) -> Features:
+        """Uncalibrated terms of the staircase form, of several networks at once.
+
+        The staircase form is linear in the coefficients, and these are its factors.
         """
-        within, below = (between & ~low).chunk(2)[1], (between & low).chunk(2)[1]
-        added = self.coefficients.below_step_ms * self._block_elements * below
-        return 1.0 + self.coefficients.off_step * within, added
-
-    def features(self, widths: Sequence[int]) -> dict[str, float]:
-        """Uncalibrated terms of the staircase form: ms by kind and size of layer, elements by
-        operation."""
+        widths = torch.tensor(networks, dtype=torch.float64, device=self.device)
+        there = torch.ones(len(widths), len(self.graph.layers), dtype=torch.float64)
+        if self._branches is not None:
+            there = self._branches.layers_there(widths)
+        cin, cout = self._channels_of(widths, staircase=True).chunk(2)
+        ones = torch.ones_like(cin)
+        weights = (self._taps * torch.where(self._tied, ones, cin) * cout).T * there
+        elements = [self.graph.operation_elements(own) for own in networks]
+        kinds = [kind for kind in self.coefficients.rates_ms if kind != WEIGHTS]
+        rates = {kind: np.array([own[kind] for own in elements]) for kind in kinds}
         plain = self.with_coefficients(uncalibrated(self.graph))
-        per_layer = plain.layer_ms(
-            torch.tensor(widths, dtype=torch.float32, device=self.device), staircase=True
+        return Features(
+            layers=plain.layer_ms(widths, staircase=True).cpu().numpy(),
+            rates={WEIGHTS: weights.sum(1).cpu().numpy()} | rates,
         )
-        terms: dict[str, float] = {}
-        for layer, ms in zip(self.graph.layers, per_layer.tolist(), strict=True):
-            name = sized_kind(layer.spec)
-            terms[name] = terms.get(name, 0.0) + ms
-        return terms | self.graph.operation_elements(widths)
 
-    def _build(self, layers: Sequence[Layer], surfaces: Mapping[LayerSpec, _Surface]) -> None:
+    def _build(self) -> None:
         def tensor(values: object, dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.as_tensor(np.asarray(values), dtype=dtype, device=self.device)
 
-        found = [surfaces[layer.spec] for layer in layers]
-        size = max(max(s.times_ms.shape) for s in found) - 1
+        layers = self.graph.layers
+        surfaces = [self._surfaces[layer.spec] for layer in layers]
+        size = max(max(s.times_ms.shape) for s in surfaces) - 1
         cells = np.zeros((len(layers), size, size, 4))
         interior = np.full((2, len(layers), max(1, size - 1)), np.inf)
-        for index, (layer, surface) in enumerate(zip(layers, found, strict=True)):
-            own = surface.cells() * self.coefficients.scale(layer.spec)
-            cells[index, : own.shape[0], : own.shape[1]] = own
+        for index, (layer, surface) in enumerate(zip(layers, surfaces, strict=True)):
+            calibrated = self._calibrated_cells(layer, surface)
+            cells[index, : calibrated.shape[0], : calibrated.shape[1]] = calibrated
             for side, knots_of_side in enumerate((surface.knots_in, surface.knots_out)):
                 inner = knots_of_side[1:-1]
                 interior[side, index, : len(inner)] = inner
@@ -288,11 +295,8 @@ class LatencyModel:
         self._channel_constants = tensor([[x.constant] for x in sides])
         self._step = tensor([[self.steps[x.spec.kind]] for x in layers] * 2)
         self._most = tensor([[x(self.choices.dense)] for x in sides])
-        grids = [self.grids[x.spec] for x in layers]
-        self._low = tensor([[x.ins[0]] for x in grids] + [[x.outs[0]] for x in grids])
-        self._block_elements = tensor(
-            [[x.spec.batch * np.prod(x.spec.output_size) * self.steps[x.spec.kind]] for x in layers]
-        )
+        self._taps = tensor([[x.weights.taps] for x in layers])
+        self._tied = tensor([[x.weights.cin is None] for x in layers], torch.bool)
         rates = self.coefficients.rates_ms
         operations = self.graph.operations
         self._operations = tensor(
@@ -306,6 +310,14 @@ class LatencyModel:
             o.elements.constant * rates[o.kind] for o in operations
         )
         self._branches = self._branch_terms(tensor) if self.graph.branches else None
+
+    def _calibrated_cells(self, layer: Layer, surface: _Surface) -> np.ndarray:
+        """(rows, columns, 4) the surface's cells, scaled, and what the layer's weights cost."""
+        cells = surface.cells() * self.coefficients.scale(layer)
+        by_both, by_out = 3, 2
+        per_weight = self.coefficients.rates_ms[WEIGHTS] * layer.weights.taps
+        cells[..., by_out if layer.weights.cin is None else by_both] += per_weight
+        return cells
 
     def _branch_terms(self, tensor: Callable[[object], Tensor]) -> _BranchTerms:
         """Columns: what is in no branch, then each branch."""

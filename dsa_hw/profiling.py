@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from dsa_hw.calibration import Calibration, calibrate
-from dsa_hw.choices import WidthChoices, random_off_steps, width_choices
+from dsa_hw.calibration import Calibration, calibrate, recalibrate
+from dsa_hw.choices import WidthChoices, width_choices
 from dsa_hw.deployed import DeployedGraph
 from dsa_hw.latency_model import LatencyModel, table_requests
 from dsa_hw.refinement import Refinement
@@ -35,6 +36,9 @@ network whose interval is wider than what is good."""
 GOOD_PCT = 1.5
 """Held-out error at which the knots are dense enough, and networks' intervals narrow enough."""
 REFINEMENTS = 2
+MATTERS = 0.1
+"""Of the largest change of the latency by one step of a group: where a group's step changes less,
+``neighbours`` leaves it as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +118,7 @@ def profile_network(
     whole = [Request(k, lambda w=k.widths: graph.resized(w), NETWORK_SHARE) for k in keys]
     parts.append(measure("layers and networks", layers + whole, rounds))
     need("layers", layers, len(layers))
-    on_steps = [r for r, k in zip(whole, keys, strict=True) if choices.allow(k.widths)]
-    need("networks", on_steps, LEAST_NETWORKS)
+    need("networks", whole, LEAST_NETWORKS)
     latency = latency_model(graph, table)
     if latency.calibration.heldout_mape_pct > GOOD_PCT:
         uncertain = Refinement(latency.model).uncertain() + [
@@ -157,16 +160,11 @@ def latency_model(graph: DeployedGraph, table: LatencyTable) -> CalibratedModel:
     steps = find_steps(table, specs)
     choices = width_choices(graph, steps)
     model = LatencyModel(graph, table, choices, steps)
-    networks = [
-        key for key in table.networks()
-        if key.network == graph.digest and graph.can_have(key.widths)
-    ]  # fmt: skip
-    on_steps = sum(choices.allow(key.widths) for key in networks)
-    some = calibration_networks(graph, choices, LEAST_NETWORKS, 0)  # a small network has fewer
-    least = sum(choices.allow(key.widths) for key in some)
-    if on_steps < least:
+    networks = _networks_of(graph, choices, table)
+    least = len(calibration_networks(graph, choices, LEAST_NETWORKS, 0))  # small ones have fewer
+    if len(networks) < least:
         raise MissingMeasurement(
-            f"{table.path} has {on_steps} whole networks of this model, too few to calibrate "
+            f"{table.path} has {len(networks)} whole networks of this model, too few to calibrate "
             f"({least}); run python -m dsa_hw.profile with this model and --table"
         )
     calibration = calibrate(model, table, networks)
@@ -174,11 +172,90 @@ def latency_model(graph: DeployedGraph, table: LatencyTable) -> CalibratedModel:
     return CalibratedModel(calibrated, calibration, choices, steps)
 
 
+def _networks_of(
+    graph: DeployedGraph, choices: WidthChoices, table: LatencyTable
+) -> list[NetworkKey]:
+    """What the table holds of a network at widths on steps."""
+    return [
+        key for key in table.networks()
+        if key.network == graph.digest and graph.can_have(key.widths) and choices.allow(key.widths)
+    ]  # fmt: skip
+
+
+def neighbours(
+    latency: CalibratedModel, widths: Sequence[int], count: int, seed: int = 0
+) -> list[tuple[int, ...]]:
+    """Networks around an allocation, to be timed before ``refit``: it itself, then others.
+
+    Each of the others has every group that matters one step up, one down, or as it is, at random:
+    so every measurement says something of all of these groups. Groups whose step changes less than
+    ``MATTERS`` of what the largest step changes stay as they are, and so do removed branches.
+
+    Args:
+        widths: (groups,) on steps.
+        count: how many, at most; there may be fewer of them.
+    """
+    start = tuple(int(w) for w in widths)
+    moves = _steps_that_matter(latency, start)
+    rng = np.random.default_rng(seed)
+    chosen = {start: None}
+    for _ in range(20 * count):
+        if len(chosen) >= count:
+            break
+        moved = list(start)
+        for group, offered in moves.items():
+            moved[group] = int(rng.choice(offered))
+        chosen[tuple(moved)] = None
+    return list(chosen)[:count]
+
+
+def _steps_that_matter(
+    latency: CalibratedModel, widths: tuple[int, ...]
+) -> dict[int, tuple[int, ...]]:
+    """Widths within one step of an allocation's, by group, of the groups that matter."""
+    offered: dict[int, tuple[int, ...]] = {}
+    changes: dict[int, float] = {}
+    for group, allowed in enumerate(latency.choices.widths):
+        if widths[group] == 0:
+            continue
+        place = allowed.index(widths[group])
+        near = tuple(w for w in allowed[max(0, place - 1) : place + 2] if w)
+        if len(near) == 1:
+            continue
+        ends = [[*widths[:group], w, *widths[group + 1 :]] for w in (near[0], near[-1])]
+        low, high = latency.model.staircase_ms(torch.tensor(ends, dtype=torch.float32)).tolist()
+        offered[group], changes[group] = near, (high - low) / (len(near) - 1)
+    least = MATTERS * max(changes.values(), default=0.0)
+    return {group: near for group, near in offered.items() if changes[group] >= least}
+
+
+def refit(latency: CalibratedModel, table: LatencyTable, around: Sequence[int]) -> CalibratedModel:
+    """Calibrate again with what the table has learned since, near an allocation.
+
+    Networks count less the more their layers' times differ from the allocation's. Where the table
+    has no network that ``latency`` does not know, it is returned as it is.
+
+    Args:
+        latency: of the same table; its surfaces are kept.
+        around: (groups,) widths.
+    """
+    model, known = latency.model, latency.calibration
+    networks = _networks_of(model.graph, latency.choices, table)
+    seen = {(point.widths, point.measured_ms) for point in known.points}
+    new = [k for k in networks if (k.widths, table.measurement(k).median_ms) not in seen]
+    if not new and known.prior is None:
+        return latency
+    prior = known.prior or known.coefficients
+    calibration = recalibrate(model, table, networks, around, prior)
+    calibrated = model.with_coefficients(calibration.coefficients)
+    return dataclasses.replace(latency, model=calibrated, calibration=calibration)
+
+
 def calibration_networks(
     graph: DeployedGraph, choices: WidthChoices, count: int, seed: int
 ) -> list[NetworkKey]:
     """The dense network and ``count - 1`` of random widths on steps (fewer if fewer exist), some
-    of them without some of the branches that may be removed; and a quarter as many between steps.
+    of them without some of the branches that may be removed.
     """
     rng = np.random.default_rng(seed)
     found = {tuple(int(w) for w in choices.dense): None}
@@ -186,8 +263,6 @@ def calibration_networks(
         if len(found) == count:
             break
         found[choices.random(rng)] = None
-    for _ in range(count // 4):
-        found[random_off_steps(graph, choices, rng)] = None
     return [NetworkKey(graph.digest, widths) for widths in found]
 
 
