@@ -13,8 +13,8 @@ from dsa_hw.errors import RunFolderError
 from dsa_hw.importance import Importance, chosen_importance
 from dsa_hw.run_folder import CONFIG_FILE, RunFolder
 
-SAME = ("model", "input_shape", "batch_size", "data", "exclude", "importance", "combination",
-        "constraint", "remove_branches")  # fmt: skip
+SAME = ("model", "input_shape", "batch_size", "data", "exclude", "importance", "constraint",
+        "remove_branches")  # fmt: skip
 """What has to agree for a search to mean the same."""
 
 
@@ -28,6 +28,7 @@ class FinishedSearch:
         dense: state of the dense network that was trained beside it, if one was.
         importance: that ranked its channels.
         trained: whether it began with trained weights.
+        lr: peak learning rate that it was trained with.
     """
 
     model: dict[str, Any]
@@ -35,6 +36,7 @@ class FinishedSearch:
     dense: dict[str, Any] | None
     importance: Importance
     trained: bool
+    lr: float
 
 
 def load_finished_search(config: PruneConfig) -> FinishedSearch | None:
@@ -66,7 +68,7 @@ def load_finished_search(config: PruneConfig) -> FinishedSearch | None:
     dense = folder.load_checkpoint("dense")
     return FinishedSearch(
         state["model"], state["extra"], dense["model"] if dense else None,
-        chosen_importance(source.importance), source.starts_trained,
+        chosen_importance(source.importance), source.starts_trained, source.resolved_lr,
     )  # fmt: skip
 
 

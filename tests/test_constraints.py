@@ -53,9 +53,8 @@ def test_a_binding_budget(method: ConstraintMethod, scale: float) -> None:
     torch.testing.assert_close(found, WISHED - 0.2, atol=5e-3, rtol=0)
 
 
-@pytest.mark.parametrize("method", ["admm", "augmented_lagrangian"])
-def test_a_budget_that_does_not_bind_is_ignored(method: ConstraintMethod) -> None:
-    found = optimize(method, total(3.5))
+def test_a_budget_that_does_not_bind_is_ignored() -> None:
+    found = optimize("admm", total(3.5))
     torch.testing.assert_close(found, WISHED, atol=5e-3, rtol=0)
 
 
@@ -97,7 +96,7 @@ def test_two_budgets_both_hold() -> None:
     def two(a: Tensor) -> Tensor:
         return torch.stack([a[:2].sum() / 1.0, a.sum() / 1.9]) - 1.0
 
-    found = optimize("augmented_lagrangian", two, budgets=2)
+    found = optimize("projection", two, budgets=2)
     expected = torch.tensor([0.55, 0.45, 0.3, 0.6], dtype=torch.float64)
     torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
 
