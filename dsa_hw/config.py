@@ -5,11 +5,7 @@
 from __future__ import annotations
 
 import math
-<<<<<<< HEAD
-from collections.abc import Iterable
-=======
-from collections.abc import Mapping
->>>>>>> 03f6344 (Search: scaled validation loss, squared Taylor scores over a part of the search, learning rate by weights, batch-norms measured after the cut, hard masks; augmented Lagrangian and combinations gone; a lighter quickstart)
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import dsa_hw
 from dsa_hw import pipeline, prune
 from dsa_hw.batch_norms import retake_statistics
+from dsa_hw.data import ImageTensors
 from dsa_hw.search import DSAPruner
 
 CPU = torch.device("cpu")
@@ -146,9 +147,10 @@ def test_a_run_measures_them_before_it_fine_tunes(
     small = dsa_hw.load_pruned(fake_prune.normed(), out)
     before = statistics(small)
     data = fake_prune.colours().train
-    images = [data[i][0] for i in range(len(data))]
-    retake_statistics(small, [torch.stack(images)], CPU)
-    # 330 images at a random shift of a pixel, over 11 batches; these without: a hundredth
+    assert isinstance(data, ImageTensors)
+    retake_statistics(small, data.normalise(data.images).split(30), CPU)
+    # other batches of the same 330 images, without the shifts by a pixel: within a tenth
     for name, value in statistics(small).items():
-        spread = small.state_dict()[name.replace("running_mean", "running_var")].sqrt()
-        assert float(((value - before[name]).abs() / spread).max()) < 0.05, name
+        spread = small.state_dict()[name.replace("running_mean", "running_var")]
+        unit = spread.sqrt() if "mean" in name else spread
+        assert float(((value - before[name]).abs() / unit).max()) < 0.1, name

@@ -18,7 +18,7 @@ from dsa_hw.constraints.projection import along_budget
 WISHED = torch.tensor([0.9, 0.8, 0.3, 0.6], dtype=torch.float64)
 """min |a - WISHED|^2 without a budget."""
 LEAST = torch.full((4,), 0.05, dtype=torch.float64)
-MOVES = 1000
+MOVES = 500
 
 
 def optimize(

@@ -22,7 +22,7 @@ from dsa_hw.search import DSAPruner, SearchSettings, outputs_of
 from profilers.collect import nominal_reference_ms
 from profilers.table import LatencyTable
 
-STEPS = 120
+STEPS = 60
 SIZE = 8
 """Of images, in pixels: a search of a hundred steps is then a few seconds of one core."""
 EIGHT = torch.zeros(8, 3, SIZE, SIZE)
@@ -116,7 +116,7 @@ def test_finish_gives_a_smaller_module_that_still_trains(table: LatencyTable, gr
 
 def test_several_budgets_at_once(graph: DeployedGraph) -> None:
     budgets = [dsa_hw.FlopsBudget(0.5), dsa_hw.ParamsBudget(0.6)]
-    _, pruner = search(budgets, steps=80)
+    _, pruner = search(budgets, steps=48)
     widths = pruner.finish_with_report().allocation.widths.tolist()
     dense = graph.dense_widths
     for make, limit in ((flops_budget, 0.5), (params_budget, 0.6)):
@@ -287,22 +287,22 @@ def test_too_short_a_search_is_told() -> None:
 
 
 def test_resume_continues_bit_for_bit() -> None:
-    whole_model, whole = search(dsa_hw.FlopsBudget(0.5), steps=60)
+    whole_model, whole = search(dsa_hw.FlopsBudget(0.5), steps=40)
     torch.manual_seed(0)
     model, toy, criterion = Residual(), Toy(), nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     example = torch.zeros(1, 3, SIZE, SIZE)
-    first = DSAPruner(model, example, dsa_hw.FlopsBudget(0.5), total_steps=60)
-    for _ in range(37):
+    first = DSAPruner(model, example, dsa_hw.FlopsBudget(0.5), total_steps=40)
+    for _ in range(25):
         run_step(model, optimizer, first, toy, criterion)
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), first.state_dict()))
     again = Residual()
-    second = DSAPruner(again, example, dsa_hw.FlopsBudget(0.5), total_steps=60)
+    second = DSAPruner(again, example, dsa_hw.FlopsBudget(0.5), total_steps=40)
     again.load_state_dict(saved[0])
     new_optimizer = torch.optim.SGD(again.parameters(), lr=0.05, momentum=0.9)
     new_optimizer.load_state_dict(saved[1])
     second.load_state_dict(saved[2])
-    for _ in range(23):
+    for _ in range(15):
         run_step(again, new_optimizer, second, toy, criterion)
     assert torch.equal(second.keep_ratios, whole.keep_ratios)
     for name, value in whole_model.state_dict().items():
