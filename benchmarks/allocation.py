@@ -48,11 +48,9 @@ ABLATIONS: dict[str, Method] = {
     "masked_training": functools.partial(
         methods.dsa, settings=SearchSettings(mask_training=True), importance="filter_l1"
     ),
-    "sampled_masks": functools.partial(methods.dsa, settings=SearchSettings(stochastic=True)),
+    "sampled_masks": functools.partial(methods.dsa, settings=SearchSettings(masks="sampled")),
     "admm": functools.partial(methods.dsa, settings=SearchSettings(constraint="admm")),
-    "augmented_lagrangian": functools.partial(
-        methods.dsa, settings=SearchSettings(constraint="augmented_lagrangian")
-    ),
+    "hard_masks": functools.partial(methods.dsa, settings=SearchSettings(masks="hard")),
     "early_search": functools.partial(
         methods.dsa, settings=SearchSettings(warmup=(0.15, 0.7), budget_ramp=0.6)
     ),

@@ -184,7 +184,7 @@ def dsa(
             model,
             Stage("search", config.search_epochs, 0, config.epochs * trainer.steps),
             searching=True,
-            after_step=lambda: pruner.step(loss),
+            after_step=lambda: pruner.step(loss, trainer.loss_scale),
             extra_state=lambda: pruner.state_dict() | {"seen": loss.seen},
             load_extra=go_on,
         )

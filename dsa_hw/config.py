@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from dsa_hw.budget_registry import BUDGETS
@@ -16,6 +17,15 @@ Precision = Literal["fp32", "fp16", "int8"]
 _RATIOS = ("flops", "params", "memory")
 """Budgets that have an option ``--NAME-ratio``."""
 NO_USE = "no use of it without training (epochs is 0)"
+GONE: Mapping[str, str] = MappingProxyType(
+    {
+        "combination": "layers that share channels have the mean of their importances now; "
+        "leave it out",
+        "augmented_lagrangian": "no measurement told it from the others; constraint is projection "
+        "or admm now",
+    }
+)
+"""Options, and values of options, that configurations of earlier versions may hold."""
 
 
 def _option(
@@ -98,12 +108,7 @@ class TrainingConfig(ModelConfig):
     importance: Literal["auto", "bn_scale", "filter_l1", "taylor"] = _option(
         "auto", "base importance; auto: taylor, without training filter_l1"
     )
-    combination: Literal["mean", "max", "sum"] = _option(
-        "mean",
-        "of the importances of layers that share channels (taylor has its own); sum is of "
-        "normalized ones",
-    )
-    constraint: Literal["projection", "admm", "augmented_lagrangian"] = _option(
+    constraint: Literal["projection", "admm"] = _option(
         "projection", "how the search holds the budgets"
     )
 
@@ -118,7 +123,11 @@ class TrainingConfig(ModelConfig):
     )
     train_batch_size: int = _option(128, "training batch size")
     optimizer: Literal["sgd", "adamw"] = _option("sgd", "sgd (Nesterov momentum 0.9) or adamw")
-    lr: float = _option(0.1, "peak learning rate")
+    lr: float | None = _option(
+        None,
+        "peak learning rate; if unset 0.1 for sgd and 0.001 for adamw, a tenth of that where "
+        "training begins with given weights",
+    )
     weight_decay: float = _option(5e-4, "weight decay")
     validation_fraction: float = _option(0.1, "training data set aside for the keep ratios")
     distill: float | None = _option(
@@ -137,6 +146,7 @@ class TrainingConfig(ModelConfig):
         _require(self.calibration_networks >= 4, "calibration-networks",
                  self.calibration_networks, "4 or more")  # fmt: skip
         _require(self.rounds >= 2, "rounds", self.rounds, "2 or more")
+        _require(self.lr is None or self.lr > 0, "lr", self.lr, "a positive number")
         _require(self.distill is None or 0 < self.distill <= 1, "distill", self.distill,
                  "in (0, 1]")  # fmt: skip
         _require(self.distill_temperature > 0, "distill-temperature",
@@ -161,6 +171,17 @@ class TrainingConfig(ModelConfig):
     def starts_trained(self) -> bool:
         """Whether training begins with given weights."""
         return bool(self.pretrained or self.weights)
+
+    @property
+    def resolved_lr(self) -> float:
+        """Peak learning rate: as given, or one that suits the optimizer and the weights.
+
+        At sgd's 0.1 a trained network forgets what it knows before the search looks at it.
+        """
+        if self.lr is not None:
+            return self.lr
+        fresh = 0.1 if self.optimizer == "sgd" else 0.001
+        return 0.1 * fresh if self.starts_trained else fresh
 
     @property
     def search_epochs(self) -> int:

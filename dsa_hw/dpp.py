@@ -112,5 +112,29 @@ def sample_masks(probabilities: Tensor, generator: torch.Generator | None = None
         device=probabilities.device,
         dtype=probabilities.dtype,
     )
-    drawn = (noise < probabilities).to(probabilities.dtype)
-    return drawn + probabilities - probabilities.detach()
+    return straight_through((noise < probabilities).to(probabilities.dtype), probabilities)
+
+
+def hard_top_masks(probabilities: Tensor, importance: Tensor, present: Tensor) -> Tensor:
+    """Masks that keep each group's most important atoms, as many as its keep ratio says.
+
+    The forward pass is that of the network as it would be cut. The gradient passes straight through
+    to ``probabilities``, so that it weighs the atoms as the process does: most at its threshold.
+
+    Args:
+        probabilities: (groups, atoms), zero where padded; their mean is the keep ratio.
+        importance: (groups, atoms), that ranks them.
+        present: (groups, atoms) bool, false where padded.
+
+    Returns:
+        (groups, atoms) zeros and ones, at least one atom of each group.
+    """
+    wanted = probabilities.detach().sum(-1, keepdim=True).round().clamp_min(1.0)
+    ranked = importance.masked_fill(~present, -torch.inf)
+    rank = ranked.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return straight_through((rank < wanted).to(probabilities.dtype), probabilities)
+
+
+def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
+    """``value`` in the forward pass, with the gradient of ``smooth``."""
+    return value + (smooth - smooth.detach())  # in brackets: exactly ``value``

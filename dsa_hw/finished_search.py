@@ -13,8 +13,8 @@ from dsa_hw.importance import Importance, chosen_importance
 from dsa_hw.run_folder import CONFIG_FILE, RunFolder
 from dsa_hw.yaml_files import read_mapping
 
-SAME = ("model", "input_shape", "batch_size", "data", "exclude", "importance", "combination",
-        "constraint", "remove_branches")  # fmt: skip
+SAME = ("model", "input_shape", "batch_size", "data", "exclude", "importance", "constraint",
+        "remove_branches")  # fmt: skip
 """What has to agree for a search to mean the same."""
 IDENTITY = (*SAME, "device", "precision", "epochs", "out")
 """What every run's configuration says: a default in the place of one of these would be a guess."""
@@ -30,6 +30,7 @@ class FinishedSearch:
         dense: state of the dense network that was trained beside it, if one was.
         importance: that ranked its channels.
         trained: whether it began with trained weights.
+        lr: peak learning rate that it was trained with.
     """
 
     model: dict[str, Any]
@@ -37,6 +38,7 @@ class FinishedSearch:
     dense: dict[str, Any] | None
     importance: Importance
     trained: bool
+    lr: float
 
 
 def load_finished_search(config: PruneConfig) -> FinishedSearch | None:
@@ -68,7 +70,7 @@ def load_finished_search(config: PruneConfig) -> FinishedSearch | None:
     dense = folder.load_checkpoint("dense")
     return FinishedSearch(
         state["model"], state["extra"], dense["model"] if dense else None,
-        chosen_importance(source.importance), source.starts_trained,
+        chosen_importance(source.importance), source.starts_trained, source.resolved_lr,
     )  # fmt: skip
 
 

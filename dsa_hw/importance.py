@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,16 @@ from dsa_hw.errors import UserError
 Importance = Literal["bn_scale", "filter_l1", "taylor"]
 IMPORTANCES: tuple[Importance, ...] = ("bn_scale", "filter_l1", "taylor")
 ImportanceChoice = Literal["auto", "bn_scale", "filter_l1", "taylor"]
-Combination = Literal["mean", "max", "sum"]
 FLOOR = 1e-12
 """Least score, as a part of its group's greatest: dead channels must not set the spread."""
 LEAST = 1e-30
-MEMORY = 0.99
-"""Of the Taylor scores' moving average over training steps."""
+DECAY = 3.0
+"""The n-th training batch weighs about n**DECAY in the Taylor scores.
+
+The newest quarter of the batches then has 68% of the weight and the first tenth 0.01%, in a search
+of a hundred steps as in one of a hundred thousand: nothing is left of batches at another learning
+rate. (Shamir and Zhang, ICML 2013, arXiv:1212.1824, section 4, average iterates like this.)
+"""
 
 
 class Scores(Protocol):
@@ -46,34 +50,26 @@ def chosen_importance(choice: ImportanceChoice, trains: bool = True) -> Importan
     return "taylor" if trains else "filter_l1"
 
 
-class MemberCombination:
-    """One score an atom, from the scores of its channels in the layers that share it.
+class MemberMean:
+    """One score an atom: the mean over its channels in the layers that share it.
 
     Args:
-        kind: ``mean`` or ``max`` of the members' scores as they are, or ``sum`` of each member's
-            scores over their mean (so that no member outweighs the others by its scale).
         members: (channels,) flat atom (group * atoms + atom) of every channel of each member.
+        present: (groups, atoms) bool, false where padded.
     """
 
-    def __init__(self, kind: Combination, members: Sequence[Tensor], present: Tensor) -> None:
-        self._kind, self._members, self._present = kind, members, present
+    def __init__(self, members: Sequence[Tensor], present: Tensor) -> None:
+        self._members, self._present = members, present
 
     def __call__(self, scores: Sequence[Tensor]) -> Tensor:
         """(channels,) scores of each member -> (groups, atoms), positive, 1 where padded."""
         total = torch.zeros(self._present.numel(), device=self._present.device)
         count = torch.zeros_like(total)
-        for atoms, own in zip(self._members, scores, strict=True):
-            own = own.to(total.dtype)
-            if self._kind == "max":
-                total.scatter_reduce_(0, atoms, own, "amax")
-                continue
-            if self._kind == "sum":
-                own = own / own.mean().clamp_min(LEAST)
-            total.index_add_(0, atoms, own)
-            count.index_add_(0, atoms, torch.ones_like(own))
-        if self._kind == "mean":
-            total /= count.clamp_min(1)
-        return _positive(total, self._present)
+        for atoms, scored in zip(self._members, scores, strict=True):
+            scored = scored.to(total.dtype)
+            total.index_add_(0, atoms, scored)
+            count.index_add_(0, atoms, torch.ones_like(scored))
+        return _positive(total / count.clamp_min(1), self._present)
 
 
 def _positive(scores: Tensor, present: Tensor) -> Tensor:
@@ -91,53 +87,68 @@ def present_atoms(coupling: Coupling, device: torch.device) -> Tensor:
 
 
 class TaylorScores:
-    """First-order effect of removing an atom on the training loss.
+    """Squared first-order effect of removing an atom on the training loss.
 
     Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019,
-    arXiv:1906.10771, section 3: |sum of parameter times gradient| over a channel's scale and shift,
-    which is the gradient by a gate of value 1 on the channel. Here the masks are the gates. An
-    atom's channels open and close together in all layers that share it, so their gradients are
-    added before the absolute value is taken. The score is a moving average of it over training
-    batches (the paper averages its square). The gradient is taken at the mask's own value and not
+    arXiv:1906.10771, section 3.1 (equation 8) and 3.2: the square of the sum of parameter times
+    gradient over a channel's scale and shift, which is the gradient by a gate of value 1 on the
+    channel, averaged over batches. The masks are the gates. Squares add up, to a diagonal of the
+    Fisher information; near a minimum, where the mean gradient is zero, an average of absolute
+    values would measure its noise instead, in another unit for each batch size.
+
+    Where this differs from the paper: an atom's channels open and close together in all layers that
+    share it, so their gradients are added before they are squared; the average is weighted towards
+    the newest batches (``DECAY``); and the gradient is taken at the mask's own value and not
     multiplied by it, so that a channel that is nearly closed can still come back.
     """
 
     def __init__(self, coupling: Coupling, device: torch.device) -> None:
         self.present = present_atoms(coupling, device)
-        self._average: Tensor | None = None
+        self._average = torch.ones(self.present.numel(), device=device)
+        self._batches = 0
         self._positions: Tensor | None = None
 
-    def note(self, layers: Sequence[Tensor], gradients: Tensor) -> None:
+    def note(
+        self, layers: Sequence[Tensor], gradients: Tensor, loss_scale: Tensor | float = 1.0
+    ) -> None:
         """Take in one training batch.
 
         Args:
             layers: for every masked layer, the positions of its channels in the flat masks.
             gradients: (channels of all layers,) of the loss by the masks.
+            loss_scale: that the loss was multiplied by before it was differentiated.
         """
         if self._positions is None:
             self._positions = torch.cat(list(layers))
         atoms = self.present.numel()
-        finite = torch.nan_to_num(gradients.detach().float(), posinf=0.0, neginf=0.0)
+        unscaled = gradients.detach().float() / loss_scale
+        finite = torch.nan_to_num(unscaled, posinf=0.0, neginf=0.0)
         total = finite.new_zeros(atoms + 1)  # the last for channels that no atom has
-        effects = total.index_add_(0, self._positions, finite)[:atoms].abs()
-        if self._average is None:
-            self._average = effects
-        else:
-            self._average.lerp_(effects, 1.0 - MEMORY)
+        effects = total.index_add_(0, self._positions, finite)[:atoms].square()
+        self._batches += 1
+        self._average.lerp_(effects, (1.0 + DECAY) / (self._batches + DECAY))
 
     def __call__(self) -> Tensor:
         """(groups, atoms); all 1 before the first batch."""
-        if self._average is None:
-            return torch.ones(self.present.shape, device=self.present.device)
         return _positive(self._average, self.present)
 
-    def state(self) -> Tensor | None:
+    def state(self) -> dict[str, Any]:
         """What to keep for an exact resume."""
-        return None if self._average is None else self._average.clone()
+        return {"average": self._average.clone(), "batches": self._batches}
 
-    def restore(self, state: Tensor | None) -> None:
-        """Go on from ``state``."""
-        self._average = None if state is None else state.to(self.present.device, copy=True)
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``.
+
+        Raises:
+            UserError: it is of a search with the scores of an earlier version.
+        """
+        if not isinstance(state, dict):
+            raise UserError(
+                "this search was saved by an earlier version, whose Taylor scores were not "
+                "squared; search again in another folder"
+            )
+        self._average.copy_(state["average"])
+        self._batches = state["batches"]
 
 
 class AtomImportance:
@@ -146,17 +157,11 @@ class AtomImportance:
     Args:
         model: its parameters are read at each call, so the scores follow training.
         kind: ``bn_scale`` (|gamma|; groups without a batch-norm use their filters) or
-            ``filter_l1`` (a filter's L1 norm, relative to its layer's mean).
-        combination: of a group's members; see ``MemberCombination``.
+            ``filter_l1`` (a filter's L1 norm, relative to its layer's mean). Layers that share
+            channels have the mean of theirs.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        coupling: Coupling,
-        kind: Importance,
-        combination: Combination = "mean",
-    ) -> None:
+    def __init__(self, model: nn.Module, coupling: Coupling, kind: Importance) -> None:
         if kind == "taylor":
             raise UserError(
                 "taylor importance comes from gradients of training; without training use "
@@ -168,7 +173,7 @@ class AtomImportance:
         self._size = self.present.shape[1]
         self._members = self._choose(coupling, kind, device)
         atoms = [atoms for _, _, atoms in self._members]
-        self._combine = MemberCombination(combination, atoms, self.present)
+        self._combine = MemberMean(atoms, self.present)
 
     def __call__(self) -> Tensor:
         """(groups, atoms) positive scores, detached; 1 where padded."""

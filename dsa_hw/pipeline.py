@@ -421,7 +421,13 @@ class Run:
         self.watch = Stopwatch(folder)
         self.epochs_before = config.search_epochs
         self.trainer = (
-            Trainer(config, dense.data, folder, progress, test_every_epoch=self.test_every_epoch)
+            Trainer(
+                config if learned is None else continued(config, learned),
+                dense.data,
+                folder,
+                progress,
+                test_every_epoch=self.test_every_epoch,
+            )
             if dense.data is not None
             else None
         )
@@ -559,7 +565,7 @@ class Run:
         choices = merged_choices([c for _, c in bound])
         config = self.config
         importance = chosen_importance(config.importance, trains=False)  # no gradients here
-        scorer = AtomImportance(model, graph.coupling, importance, config.combination)
+        scorer = AtomImportance(model, graph.coupling, importance)
         scores = scorer().cpu().numpy()
         groups = graph.coupling.groups
         atoms = [scores[i, : g.atoms] for i, g in enumerate(groups)]
@@ -622,7 +628,6 @@ class Run:
             settings=SearchSettings(constraint=config.constraint),
             trained=self.learned.trained if self.learned else config.starts_trained,
             importance=self.learned.importance if self.learned else config.importance,
-            combination=config.combination,
             exclude=config.exclude, remove_branches=config.remove_branches,
             seed=config.seed, on_event=self.folder.log,
         )  # fmt: skip
@@ -642,7 +647,7 @@ class Run:
                 model,
                 Stage("search", config.search_epochs, 0, self._all_steps()),
                 searching=True,
-                after_step=lambda: pruner.step(validation_loss),
+                after_step=lambda: pruner.step(validation_loss, trainer.loss_scale),
                 extra_state=lambda: pruner.state_dict() | {"validated": validation_loss.seen},
                 load_extra=go_on,
             )
@@ -661,6 +666,7 @@ class Run:
         first = self.epochs_before * trainer.steps
         stage = Stage("finetune", config.epochs - self.epochs_before, first, self._all_steps())
         with self.watch.measure("finetune"):
+            trainer.retake_statistics(small)
             trainer.train(small, stage, distillation=self._distillation())
             return trainer.accuracy(small)
 
@@ -874,6 +880,12 @@ class Run:
             "scales": dict(calibration.coefficients.scales),
             "rates_ms": dict(calibration.coefficients.rates_ms),
         }  # fmt: skip
+
+
+def continued(config: PruneConfig, learned: FinishedSearch) -> PruneConfig:
+    """How what a finished search has learned is trained on: at its learning rate, if none is asked
+    for."""
+    return config if config.lr is not None else replace(config, lr=learned.lr)
 
 
 def small_of(

@@ -13,8 +13,10 @@ the budget is held by a Lagrangian. Where this differs from the paper, and why:
 - Weights are trained whole: masks are on the validation passes alone, and rounding looks at the
   importance that stays more than at the learned widths. ``SearchSettings.mask_training`` trains
   them under the masks and rounds to the nearest widths, as in the paper.
-- Masks are the keep probabilities themselves rather than Bernoulli samples of them, unless
-  ``SearchSettings.stochastic``: the same limit with less noise on the way.
+- Masks are the keep probabilities themselves rather than Bernoulli samples of them: the same limit
+  with less noise on the way. ``SearchSettings.masks`` has the paper's form, and a hard one.
+- The validation loss is scaled before it is differentiated, or what float16 cannot hold of the
+  gradients would be lost (Micikevicius et al., ICLR 2018, arXiv:1710.03740, section 3.2).
 - Keep ratios can reach zero where a residual branch may be removed. Below the narrowest width the
   channels' process stays where it is (it has no meaning for less than a step of channels), and the
   branch's gate takes over; see ``branch_gates``.
@@ -25,15 +27,16 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dsa_hw.batch_norms import retake_statistics
 from dsa_hw.branch_gates import BranchGates
 from dsa_hw.branches import Branch, removed_branches
 from dsa_hw.budgets import Budget, BudgetRequest, check_names
@@ -41,11 +44,16 @@ from dsa_hw.choices import WidthChoices, merged_choices
 from dsa_hw.closed_loop import Allocation, Measure, allocate
 from dsa_hw.constraints import ConstraintMethod, make_mover
 from dsa_hw.constraints.mover import fit_to_budget
-from dsa_hw.dpp import keep_probabilities, sample_masks, standardized_inexactness
+from dsa_hw.dpp import (
+    hard_top_masks,
+    keep_probabilities,
+    sample_masks,
+    standardized_inexactness,
+    straight_through,
+)
 from dsa_hw.errors import InfeasibleBudget, SearchWarning
 from dsa_hw.importance import (
     AtomImportance,
-    Combination,
     ImportanceChoice,
     Scores,
     TaylorScores,
@@ -59,6 +67,14 @@ from dsa_hw.surgery import Keep, keep_most_important, remove_channels
 RETARGETING_STEPS = 20
 LONGEST_STEP = 0.1
 """Of a keep ratio, however few moves there are."""
+LOSS_SCALE = 2.0**14
+"""What a validation loss is multiplied by, at first. The mean over 16 or more examples then still
+has gradients by float16 outputs within its range (65,504), and what remains of them at the first
+layers is 16,384 times further from its least number (6e-8) than without."""
+BACKOFF = 0.25
+"""What a scale at which gradients overflowed is multiplied by; it does not grow again."""
+
+MaskKind = Literal["soft", "sampled", "hard"]
 
 Event = dict[str, Any]
 """One line of the search's history; see ``DSAPruner._log``."""
@@ -83,7 +99,11 @@ class SearchSettings:
         constraint: how the budgets are held while the keep ratios move.
         mask_training: whether the weights are trained under the masks (the paper). If not, masks
             are on the validation passes alone, and the network is cut when the search ends.
-        stochastic: sample masks (the paper); otherwise channels are scaled by their probability.
+        masks: ``soft`` scales channels by their keep probabilities; ``sampled`` draws zeros and
+            ones with these probabilities (the paper); ``hard`` keeps the most important channels,
+            as many as the keep ratio says. The last two pass the gradient straight through to the
+            probabilities. A group that only batch-norms read hardly feels soft masks while beta2 is
+            small: all of its channels shrink alike, and the batch-norm divides that out.
         log_every: steps between two events of the history (each waits for the device once).
     """
 
@@ -98,7 +118,7 @@ class SearchSettings:
     travel: float = 5.0
     constraint: ConstraintMethod = "projection"
     mask_training: bool = False
-    stochastic: bool = False
+    masks: MaskKind = "soft"
     log_every: int = 10
 
 
@@ -145,7 +165,6 @@ class DSAPruner:
         total_steps: calls of ``step`` that the search will have.
         trained: the model's weights are: its loss may rise at first, since the learning rate does.
         importance: base importance of the pruning process; ``auto`` is ``taylor``.
-        combination: of the importances of layers that share channels; ``taylor`` has its own.
         exclude: patterns of module names whose channels all stay.
         remove_branches: whole residual branches may go, where their shortcut is the identity.
         seed: of the sampled masks; the same on all processes.
@@ -166,7 +185,6 @@ class DSAPruner:
         settings: SearchSettings | None = None,
         trained: bool = False,
         importance: ImportanceChoice = "auto",
-        combination: Combination = "mean",
         exclude: Sequence[str] = (),
         remove_branches: bool = False,
         seed: int = 0,
@@ -191,9 +209,7 @@ class DSAPruner:
         self._bind(budgets)
         kind = chosen_importance(importance)
         self._taylor = TaylorScores(self.coupling, device) if kind == "taylor" else None
-        self._importance: Scores = self._taylor or AtomImportance(
-            model, self.coupling, kind, combination
-        )
+        self._importance: Scores = self._taylor or AtomImportance(model, self.coupling, kind)
         self._masks = self._masked()
         self._mover = make_mover(
             self.settings.constraint, self.keep_ratios, self._least, len(self.budgets)
@@ -205,6 +221,7 @@ class DSAPruner:
         self._recent = torch.zeros(2, device=device)  # sum and number of validation losses
         self._last_loss = torch.zeros((), device=device)
         self._refused = torch.zeros((), device=device)  # gradients that were not finite
+        self._loss_scale = torch.full((), LOSS_SCALE, device=device)
         self._open_masks()
 
     def _bind(self, budgets: BudgetRequest | Sequence[BudgetRequest]) -> None:
@@ -234,15 +251,17 @@ class DSAPruner:
 
     # -- in the loop -------------------------------------------------------------------------
 
-    def step(self, validation_loss: Callable[[], Tensor]) -> None:
-        """Once after every optimizer step; moves the keep ratios and draws new masks.
+    def step(self, validation_loss: Callable[[], Tensor], loss_scale: Tensor | float = 1.0) -> None:
+        """Move the keep ratios and draw new masks; to be called after every optimizer step.
 
         Args:
             validation_loss: runs the model on validation data and returns its scalar loss; called
-                at every ``cadence``-th step.
+                at every ``cadence``-th step. It is scaled here: give it as it is, also at float16.
+            loss_scale: what the training loss was multiplied by before its backward pass, where a
+                ``GradScaler`` did that: ``scaler.scale(torch.ones(()))``.
         """
         self._steps += 1
-        self._note_gradients()
+        self._note_gradients(loss_scale)
         turn = self._steps % self.cadence == 0
         if self._search_from is None:
             if turn:
@@ -252,7 +271,7 @@ class DSAPruner:
         elif turn:
             self._move_keep_ratios(validation_loss)
         began = self._search_from == self._steps
-        if self._search_from is not None and (turn or began or self.settings.stochastic):
+        if self._search_from is not None and (turn or began or self.settings.masks == "sampled"):
             with torch.no_grad():
                 self._mask_training()
         if self._steps % self.settings.log_every == 0:
@@ -284,12 +303,12 @@ class DSAPruner:
         trained = self.settings.trained_warmup
         return (trained, trained) if self._trained else self.settings.warmup
 
-    def _note_gradients(self) -> None:
+    def _note_gradients(self, loss_scale: Tensor | float) -> None:
         """Hand the training batch's gradients by mask to the Taylor scores."""
         if self._taylor is None or (found := self._masks.gate_gradients()) is None:
             return
         layers, gradients = found
-        self._taylor.note(layers, _averaged(gradients))
+        self._taylor.note(layers, _averaged(gradients), loss_scale)
         gradients.zero_()
 
     @property
@@ -331,11 +350,17 @@ class DSAPruner:
 
     def _draw(self) -> tuple[Tensor, Tensor | None]:
         """(groups, atoms) masks and (branches,) gates for the next forward pass."""
+        kind = self.settings.masks
         probabilities, gates = self._probabilities(), self._branch_gates()
-        if not self.settings.stochastic:
+        if kind == "soft":
             return probabilities, gates
-        masks = sample_masks(probabilities, self._generator)
-        return masks, None if gates is None else sample_masks(gates, self._generator)
+        if kind == "sampled":
+            masks = sample_masks(probabilities, self._generator)
+            return masks, None if gates is None else sample_masks(gates, self._generator)
+        masks = hard_top_masks(probabilities, self._importance(), self._importance.present)
+        if gates is not None:
+            gates = straight_through((gates.detach() >= 0.5).to(gates.dtype), gates)
+        return masks, gates
 
     def _costs(self, widths: Tensor) -> Tensor:
         return torch.stack([budget.cost(widths) for budget in self.budgets])
@@ -344,10 +369,11 @@ class DSAPruner:
         self._masks.set(*self._draw())
         with _frozen_statistics(self._model):
             loss = validation_loss()
-        (loss_gradient,) = torch.autograd.grad(loss, self.keep_ratios)
-        self._note_loss(_averaged(loss.detach()))
+        (scaled,) = torch.autograd.grad(loss * self._loss_scale, self.keep_ratios)
+        loss = _averaged(loss.detach())
+        self._note_loss(loss)
         step = self._first_step() * (1.0 - 0.9 * self.progress)
-        self._mover.move(self._finite(_averaged(loss_gradient)), self._violations, step)
+        self._mover.move(self._unscaled(_averaged(scaled), loss), self._violations, step)
 
     def _first_step(self) -> float:
         """Adam's step before it falls."""
@@ -355,11 +381,18 @@ class DSAPruner:
         longer = min(LONGEST_STEP, self.settings.travel / max(1.0, moves))
         return max(self.settings.keep_ratio_lr, longer)
 
-    def _finite(self, gradient: Tensor) -> Tensor:
-        """``gradient``, or nothing where it is not finite: moments would never forget it."""
+    def _unscaled(self, gradient: Tensor, loss: Tensor) -> Tensor:
+        """The loss's gradient, or nothing where it is not finite: moments would never forget it.
+
+        Where the loss itself is finite, the scale was too large, and is smaller from now on.
+        """
+        scale = self._loss_scale
         finite = torch.isfinite(gradient).all()
-        self._refused += ~finite
-        return torch.where(finite, gradient, torch.zeros_like(gradient))
+        overflowed = ~finite & torch.isfinite(loss) & (scale > 1.0)
+        self._refused += ~finite & ~overflowed
+        found = torch.where(finite, gradient / scale, torch.zeros_like(gradient))
+        scale.copy_(torch.where(overflowed, BACKOFF * scale, scale))
+        return found
 
     def _violations(self, keep_ratios: Tensor) -> Tensor:
         """(budgets,) cost over the target that holds now, less 1."""
@@ -480,24 +513,39 @@ class DSAPruner:
 
         fit_to_budget(self.keep_ratios, self._least, violations, RETARGETING_STEPS)
 
-    def finish(self, measure: Measure | None = None) -> nn.Module:
-        """The smaller network; see ``finish_with_report`` for what else is known of it.
+    def finish(
+        self, measure: Measure | None = None, batches: Iterable[Any] | None = None
+    ) -> nn.Module:
+        """Cut the model to the budgets and return the smaller network.
+
+        ``finish_with_report`` tells what else is known of it.
 
         Args:
             measure: times a network of given widths (``closed_loop.Measure``); without it the
                 budget is met as predicted.
+            batches: some hundred training images, on which its batch-norms' statistics are taken
+                again (see ``batch_norms.retake_statistics``); without them they are the whole
+                network's, which fit a smaller one badly until it has been trained a little.
         """
-        return self.finish_with_report(measure).model
+        return self.finish_with_report(measure, batches).model
 
-    def finish_with_report(self, measure: Measure | None = None) -> Pruned:
+    def finish_with_report(
+        self, measure: Measure | None = None, batches: Iterable[Any] | None = None
+    ) -> Pruned:
         """Round the keep ratios to widths at the budgets, and remove the channels.
+
+        Args:
+            measure, batches: see ``finish``.
 
         Raises:
             InfeasibleBudget: no allowed widths meet the budgets.
         """
         budgets = [budget.to("cpu") for budget in self.budgets]
         values = self.rounding_values(self.choices, self.learned_widths())
-        return self.finish_at(allocate(self.choices, values, budgets, measure))
+        found = self.finish_at(allocate(self.choices, values, budgets, measure))
+        if batches is not None:
+            retake_statistics(found.model, batches, self._example.device)
+        return found
 
     def rounding_values(self, choices: WidthChoices, widths: np.ndarray) -> list[np.ndarray]:
         """Per group, one number a choice: what rounding maximises near ``widths`` (groups,).
@@ -557,6 +605,7 @@ class DSAPruner:
             "first_loss": self._first_loss,
             "recent": self._recent.clone(),
             "last_loss": self._last_loss.clone(),
+            "loss_scale": self._loss_scale.clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -574,6 +623,7 @@ class DSAPruner:
         self._first_loss = state["first_loss"]
         self._recent.copy_(state["recent"])
         self._last_loss = state["last_loss"]
+        self._loss_scale.copy_(state.get("loss_scale", self._loss_scale))
 
 
 @torch.no_grad()

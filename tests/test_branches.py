@@ -40,7 +40,7 @@ from dsa_hw.models.cifar import CifarMobileNetV2, CifarResNet
 from dsa_hw.pipeline import masked_difference
 from dsa_hw.profiling import calibration_networks, latency_model, profile_network
 from dsa_hw.rounding import REMOVED, Constraint, closeness, kept_importance, round_widths
-from dsa_hw.search import DSAPruner, SearchSettings, outputs_of
+from dsa_hw.search import DSAPruner, MaskKind, SearchSettings, outputs_of
 from dsa_hw.surgery import load_pruned, remove_channels, save_pruned
 from dsa_hw.validation import conv_shapes
 from profilers.collect import nominal_reference_ms
@@ -492,11 +492,11 @@ def searched(budget, steps: int = 16, settings: SearchSettings = EAGER, **option
 
 
 @pytest.mark.parametrize(
-    ("constraint", "stochastic"),
-    [("projection", False), ("admm", True), ("augmented_lagrangian", False)],
+    ("constraint", "masks"),
+    [("projection", "soft"), ("admm", "sampled"), ("projection", "hard")],
 )
 def test_a_search_can_take_branches_to_zero(
-    profiled, constraint: ConstraintMethod, stochastic: bool
+    profiled, constraint: ConstraintMethod, masks: MaskKind
 ) -> None:
     """Far below what the narrowest widths cost, so that branches have to go."""
     graph, table = profiled
@@ -506,7 +506,7 @@ def test_a_search_can_take_branches_to_zero(
     target = least + 0.4 * (narrowest - least)
     settings = SearchSettings(
         warmup=(0.0, 0.1), validation_every=1, keep_ratio_lr=0.1, budget_ramp=0.2,
-        constraint=constraint, stochastic=stochastic, log_every=1,
+        constraint=constraint, masks=masks, log_every=1,
     )  # fmt: skip
     events: list[dict] = []
     _, pruner = searched(

@@ -73,6 +73,17 @@ def test_bad_yaml(content: str, message: str, tmp_path: Path, capsys) -> None:
     assert message in refused(capsys, prune.main(["--config", str(path)]))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("combination: mean", "combination is gone: layers that share channels have the mean"),
+     ("constraint: augmented_lagrangian", "augmented_lagrangian is gone: .*projection or admm")],
+)  # fmt: skip
+def test_what_earlier_versions_had_is_told(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text(f"target_ratio: 0.5\n{content}\n")
+    with pytest.raises(UserError, match=message):
+        parse("prune", PruneConfig, ["--config", str(tmp_path / "old.yaml")])
+
+
 def test_command_line_overrides_yaml(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("target_ratio: 0.5\nmodel: resnet18\nexclude: [fc, 'layer1.*']\n")

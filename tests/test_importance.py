@@ -13,39 +13,29 @@ from dsa_hw.coupling import find_coupling
 from dsa_hw.errors import UserError
 from dsa_hw.importance import (
     AtomImportance,
-    Combination,
-    MemberCombination,
+    MemberMean,
     TaylorScores,
     chosen_importance,
 )
 from dsa_hw.masks import ChannelMasks
 
+IMAGE = torch.zeros(1, 3, 4, 4)
 PRESENT = torch.tensor([[True, True, True], [True, False, False]])
 MEMBERS = [torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2]), torch.tensor([3])]
 SCORES = [torch.tensor([1.0, 2.0, 3.0]), torch.tensor([30.0, 20.0, 10.0]), torch.tensor([5.0])]
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        ("mean", [15.5, 11.0, 6.5]),
-        ("max", [30.0, 20.0, 10.0]),
-        # over their means, 2 and 20: (0.5, 1, 1.5) + (1.5, 1, 0.5); neither outweighs the other
-        ("sum", [2.0, 2.0, 2.0]),
-    ],
-)
-def test_members_combine(kind: Combination, expected: list[float]) -> None:
-    found = MemberCombination(kind, MEMBERS, PRESENT)(SCORES)
-    torch.testing.assert_close(found[0], torch.tensor(expected))
+def test_layers_that_share_channels_have_the_mean_of_their_scores() -> None:
+    found = MemberMean(MEMBERS, PRESENT)(SCORES)
+    torch.testing.assert_close(found[0], torch.tensor([15.5, 11.0, 6.5]))
     assert found[1].tolist()[1:] == [1.0, 1.0]  # padding
 
 
-@pytest.mark.parametrize("kind", ["mean", "max"])
 @pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
-def test_thirty_orders_of_magnitude(kind: Combination, scale: float) -> None:
+def test_thirty_orders_of_magnitude(scale: float) -> None:
     """Scores stay positive, finite and in proportion; a dead channel is a part of its group."""
     scores = [scale * torch.tensor([0.0, 1e-6, 1.0])]
-    found = MemberCombination(kind, [torch.tensor([0, 1, 2])], PRESENT[:1])(scores)[0]
+    found = MemberMean([torch.tensor([0, 1, 2])], PRESENT[:1])(scores)[0]
     assert torch.isfinite(found.log()).all()
     torch.testing.assert_close(found / found[2], torch.tensor([1e-12, 1e-6, 1.0]))
 
@@ -66,7 +56,7 @@ def gate_effects(model: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int)
 
 
 def test_taylor_is_scale_and_shift_times_their_gradients() -> None:
-    """Molchanov et al. 2019: |gamma dL/dgamma + beta dL/dbeta|; here of a group of one layer."""
+    """Molchanov et al. 2019: (gamma dL/dgamma + beta dL/dbeta)^2; here of a group of one layer."""
     torch.manual_seed(0)
     model = randomize_norms(Residual())
     x, y = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
@@ -76,11 +66,11 @@ def test_taylor_is_scale_and_shift_times_their_gradients() -> None:
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.weight.grad is not None
     assert norm.bias.grad is not None
-    expected = (norm.weight * norm.weight.grad + norm.bias * norm.bias.grad).abs().detach()
+    expected = (norm.weight * norm.weight.grad + norm.bias * norm.bias.grad).square().detach()
     scores = gate_effects(model, x, y, steps=1)()
     index = [g.name for g in find_coupling(plain, x).groups].index("a1")
     # the same float32 products summed in another order
-    torch.testing.assert_close(scores[index, : len(expected)], expected, rtol=1e-3, atol=1e-8)
+    torch.testing.assert_close(scores[index, : len(expected)], expected, rtol=2e-3, atol=1e-12)
 
 
 def test_taylor_of_coupled_layers_is_the_effect_of_closing_them_together() -> None:
@@ -102,7 +92,7 @@ def test_taylor_of_coupled_layers_is_the_effect_of_closing_them_together() -> No
             with torch.no_grad():
                 losses.append(float(nn.functional.cross_entropy(double(wide), y)))
         slope = abs(losses[0] - losses[1]) / 2e-4
-        assert float(scores[shared, atom]) == pytest.approx(slope, rel=1e-2)
+        assert float(scores[shared, atom]) ** 0.5 == pytest.approx(slope, rel=1e-2)
 
 
 def test_auto_is_taylor_where_training_gives_gradients() -> None:
@@ -121,6 +111,42 @@ def test_taylor_averages_over_batches_and_resumes() -> None:
     assert (again() == 1).all()
     again.restore(taylor.state())
     assert torch.equal(again(), taylor())
+
+
+def noted(gradients: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """Scores after batches whose gradients are the rows, (batches, atoms)."""
+    taylor = TaylorScores(find_coupling(nn.Conv2d(3, 4, 1), IMAGE), IMAGE.device)
+    taylor.present = torch.ones(1, gradients.shape[1], dtype=torch.bool)
+    taylor._average = torch.ones(gradients.shape[1])
+    for row in gradients:
+        taylor.note([torch.arange(len(row))], scale * row, scale)
+    return taylor()[0]
+
+
+def test_taylor_scores_add_up() -> None:
+    """Two channels that are closed together cost the sum of their scores, as gradients that are
+    independent from batch to batch say; sums of absolute values would say too much."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 4000, generator=generator)
+    scores = noted(torch.stack([first, 2.0 * second, first + 2.0 * second], dim=1))
+    # the newest 1,600 of 4,000 squares, in effect: a standard error of 1.4 / 40
+    assert float(scores[2]) == pytest.approx(float(scores[0] + scores[1]), rel=0.12)
+
+
+@pytest.mark.parametrize("batches", [16, 155, 4000])
+def test_taylor_scores_forget_the_first_batches_of_any_search(batches: int) -> None:
+    """Those at another learning rate: the first tenth weighs less than 0.1%, if it is as large."""
+    gradients = torch.ones(batches, 2)
+    gradients[: batches // 10, 1] = 2.0
+    plain, begun_high = noted(gradients).tolist()
+    assert plain == pytest.approx(1.0)
+    assert begun_high == pytest.approx(1.0, abs=3e-3)
+
+
+def test_taylor_scores_do_not_hang_on_the_scale_of_the_loss() -> None:
+    gradients = torch.randn(20, 5, generator=torch.Generator().manual_seed(1))
+    # scales are powers of two: exact
+    assert torch.equal(noted(gradients), noted(gradients, scale=2.0**16))
 
 
 def test_taylor_without_training_is_refused() -> None:

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from dsa_hw import training_precision
-from dsa_hw.config import PruneConfig
+from dsa_hw.comparison.cells import Cell, Target, run_config
+from dsa_hw.config import CompareConfig, PruneConfig
 from dsa_hw.data import DataSplits, ImageTensors
+from dsa_hw.finished_search import FinishedSearch
+from dsa_hw.pipeline import continued
 from dsa_hw.run_folder import RunFolder
-from dsa_hw.training import Stage, Trainer
+from dsa_hw.training import Stage, Trainer, make_optimizer
 
 IMAGES = 64
 AUTO = PruneConfig(target_ratio=0.5, train_device="cpu", mixed_precision="auto")
@@ -95,6 +98,36 @@ def test_auto_is_bf16_where_the_cpu_has_it(
     asked = dataclasses.replace(AUTO, mixed_precision="bf16")
     assert bool(training_precision.slow_precision_warning(asked)) == (precision == "no")
     assert not training_precision.slow_precision_warning(AUTO)
+
+
+@pytest.mark.parametrize(
+    ("options", "lr"),
+    [
+        ({}, 0.1), ({"pretrained": True}, 0.01), ({"weights": "w.safetensors"}, 0.01),
+        ({"pretrained": True, "lr": 0.3}, 0.3), ({"lr": 0.02}, 0.02),
+        ({"optimizer": "adamw"}, 1e-3), ({"optimizer": "adamw", "pretrained": True}, 1e-4),
+    ],
+)  # fmt: skip
+def test_the_learning_rate_suits_the_weights_unless_it_is_given(options: dict, lr: float) -> None:
+    config = PruneConfig(target_ratio=0.5, **options)
+    assert config.resolved_lr == pytest.approx(lr)
+    assert make_optimizer(Recorder(), config).param_groups[0]["lr"] == pytest.approx(lr)
+
+
+def test_a_comparison_from_dense_networks_starts_them_anew_at_the_lower_rate() -> None:
+    """The dense network itself, and uniform widths, train from scratch."""
+    config = CompareConfig(target_ratios=(0.5,), from_dense=2)
+    target = Target(None, 0.5)
+    cells = (Cell("dense", None, 0), Cell("uniform", target, 0), Cell("dsa-latency", target, 0))
+    rates = {cell.method: run_config(config, cell).resolved_lr for cell in cells}
+    assert rates == pytest.approx({"dense": 0.1, "uniform": 0.1, "dsa-latency": 0.01})
+
+
+def test_a_search_goes_on_at_its_own_learning_rate() -> None:
+    search = FinishedSearch({}, {}, None, "taylor", trained=True, lr=0.01)
+    config = PruneConfig(target_ratio=0.5, search_from="runs/s")
+    assert continued(config, search).resolved_lr == 0.01
+    assert continued(dataclasses.replace(config, lr=0.2), search).resolved_lr == 0.2
 
 
 def test_every_batch_may_have_to_wait(tmp_path: Path) -> None:

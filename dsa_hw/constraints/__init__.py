@@ -7,16 +7,14 @@ from typing import Literal
 from torch import Tensor
 
 from dsa_hw.constraints.admm import Admm
-from dsa_hw.constraints.augmented_lagrangian import AugmentedLagrangian
 from dsa_hw.constraints.mover import KeepRatioMover
 from dsa_hw.constraints.projection import Projection
 
-ConstraintMethod = Literal["projection", "admm", "augmented_lagrangian"]
+ConstraintMethod = Literal["projection", "admm"]
 
 METHODS: dict[ConstraintMethod, type[KeepRatioMover]] = {
     "projection": Projection,
     "admm": Admm,
-    "augmented_lagrangian": AugmentedLagrangian,
 }
 
 

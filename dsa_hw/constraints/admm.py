@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsa_hw.constraints.augmented_lagrangian import GradientNorm
 from dsa_hw.constraints.mover import KeepRatioMover, Violations, within_bounds
 
 RHO = 10.0
 DUAL_RATE = 0.1
 LINEARIZATIONS = 2
 BISECTIONS = 20
+MEMORY = 0.95
+"""How much of the average of the loss gradient's norm stays at each move."""
 
 
 class Admm(KeepRatioMover):
@@ -86,3 +87,17 @@ def _onto_halfspace(point: Tensor, least: Tensor, normal: Tensor, limit: Tensor)
         over = normal @ within_bounds(point - middle * normal, least) > limit
         low, high = torch.where(over, middle, low), torch.where(over, high, middle)
     return within_bounds(point - torch.where(outside, high, 0.0) * normal, least)
+
+
+class GradientNorm:
+    """Running average of a gradient's norm; the penalty is in its units."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.value = torch.zeros((), device=like.device, dtype=like.dtype)
+
+    def divide(self, gradient: Tensor) -> Tensor:
+        """``gradient`` over the average, this one included."""
+        norm = gradient.detach().norm()
+        mixed = torch.lerp(norm, self.value, MEMORY)
+        self.value.copy_(torch.where(self.value > 0, mixed, norm))
+        return gradient / self.value.clamp_min(1e-20)
