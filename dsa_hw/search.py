@@ -25,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ from dsa_hw.branch_gates import BranchGates
 from dsa_hw.branches import Branch, removed_branches
 from dsa_hw.budgets import Budget, BudgetRequest, check_names
 from dsa_hw.choices import WidthChoices, merged_choices
-from dsa_hw.closed_loop import Allocation, Measure, allocate
+from dsa_hw.closed_loop import Allocation, Measure, Refine, allocate
 from dsa_hw.constraints import ConstraintMethod, make_mover
 from dsa_hw.constraints.mover import fit_to_budget
 from dsa_hw.dpp import keep_probabilities, sample_masks, standardized_inexactness
@@ -480,24 +480,34 @@ class DSAPruner:
 
         fit_to_budget(self.keep_ratios, self._least, violations, RETARGETING_STEPS)
 
-    def finish(self, measure: Measure | None = None) -> nn.Module:
+    def finish(self, measure: Measure | Mapping[str, Measure] | None = None) -> nn.Module:
         """The smaller network; see ``finish_with_report`` for what else is known of it.
 
         Args:
-            measure: times a network of given widths (``closed_loop.Measure``); without it the
-                budget is met as predicted.
+            measure: times a network of given widths (``closed_loop.Measure``); with several
+                latency budgets one for each, by the budget's name. Without it budgets are met as
+                predicted.
         """
         return self.finish_with_report(measure).model
 
-    def finish_with_report(self, measure: Measure | None = None) -> Pruned:
+    def finish_with_report(
+        self,
+        measure: Measure | Mapping[str, Measure] | None = None,
+        refine: Mapping[str, Refine] | None = None,
+    ) -> Pruned:
         """Round the keep ratios to widths at the budgets, and remove the channels.
+
+        Args:
+            measure: see ``finish``.
+            refine: by budget's name, what refines its model around the first allocation.
 
         Raises:
             InfeasibleBudget: no allowed widths meet the budgets.
+            UserError: it is not clear which budget a measurement is of.
         """
         budgets = [budget.to("cpu") for budget in self.budgets]
         values = self.rounding_values(self.choices, self.learned_widths())
-        return self.finish_at(allocate(self.choices, values, budgets, measure))
+        return self.finish_at(allocate(self.choices, values, budgets, measure, refine=refine))
 
     def rounding_values(self, choices: WidthChoices, widths: np.ndarray) -> list[np.ndarray]:
         """Per group, one number a choice: what rounding maximises near ``widths`` (groups,).
