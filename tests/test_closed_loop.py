@@ -308,8 +308,8 @@ def test_the_margin_follows_the_scatter() -> None:
 
 
 def test_a_refined_model_moves_the_allocation() -> None:
-    """The device charges one group several times what the model does. A scale cannot say so; a model
-    fitted around the allocation can, and takes the channels from there."""
+    """The device charges one group several times what the model does. A scale cannot say so; a
+    model fitted around the allocation can, and takes the channels from there."""
     sold: list[tuple[int, ...]] = []
 
     class Dear(ChainModel):
