@@ -281,6 +281,8 @@ def _know_device(config: PruneConfig, dense: Dense, progress: Progress) -> Known
         dense.graph, backend, table, networks=config.calibration_networks, rounds=config.rounds,
         seed=config.seed, on_progress=progress, on_notice=progress.say,
     )  # fmt: skip
+    if disturbed := profiled.collected.disturbed:
+        progress.say(f"other programs disturbed {disturbed} rounds of the profile: set aside")
     target_ms = check_target(config, profiled)
     return KnownDevice(backend, table, profiled, target_ms, time.perf_counter() - started)
 
@@ -861,6 +863,7 @@ class Run:
                 "measured": self.profiled.collected.measured,
                 "reused": self.profiled.collected.reused,
                 "unstable": self.profiled.collected.unstable,
+                "disturbed_rounds": self.profiled.collected.disturbed,
             },
             "drift_since_table": drift,
             "environment": provenance | {"torch": torch.__version__} | self._training(),
@@ -1001,6 +1004,7 @@ def verdict_record(timed: Timed | None, run: Path) -> dict[str, Any]:
         "target_use": {"measured": judged.use, "ci95": list(judged.interval)},
         "seconds_to_decide": judged.more_seconds,
         "rounds_set_aside": timed.disturbed,
+        "processor_lost": timed.lost,
     }
 
 

@@ -36,7 +36,7 @@ OWN_WEIGHT = 0.25
 MARGINS = (0.01, 0.02)
 """Least and most of the target that the aim leaves unused. The most is for shared machines, whose
 state moves a finished network by 2% either way between the loop and the last measurement; the least
-is twice the half width at which measurements stop (docs/decisions/0080)."""
+is twice the half width at which measurements stop (docs/decisions/0085)."""
 SCATTERS_LEFT = 2.5
 """Margin, in standard deviations of measured over predicted."""
 AIM = 1.0 - MARGINS[1]
@@ -55,6 +55,8 @@ class Timed:
         settled: whether it rests on rounds of an undisturbed machine.
         rounds: that it rests on.
         disturbed: rounds that were set aside.
+        lost: what others took of the processor meanwhile, as a part of the time; None where it is
+            not known.
         seconds: that measuring took.
     """
 
@@ -65,6 +67,7 @@ class Timed:
     settled: bool = True
     rounds: int = 0
     disturbed: int = 0
+    lost: float | None = None
     seconds: float | None = None
 
     @property
@@ -90,10 +93,11 @@ def verdict_sentence(timed: Timed) -> str:
     low, high = (100 * end for end in judged.interval)
     interval = f"95% interval {low:.1f} to {high:.1f}% of the target"
     if not timed.settled:
+        took = f", and they took {100 * timed.lost:.0f}% of its time" if timed.lost else ""
         return (
             f"undecided: in {timed.disturbed} of {timed.rounds} rounds other programs had the "
-            f"processor or the machine's memory was slow ({interval}); measure again when it is "
-            "quiet"
+            f"processor{took}, or the machine's memory was slow ({interval}); measure again when "
+            "it is quiet"
         )
     if judged.verdict != "undecided":
         return f"{judged.verdict} ({interval})"

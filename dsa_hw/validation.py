@@ -114,6 +114,7 @@ class Target:
             settled=all(m.settled for m in found.values()),
             rounds=pruned.rounds,
             disturbed=max(m.disturbed for m in found.values()),
+            lost=pruned.lost,
             seconds=seconds,
         )
 

@@ -364,7 +364,9 @@ def test_an_undecided_plan_ends_with_a_network() -> None:
     budget = ModelledLatency(ChainModel(), 30_000.0)  # pyright: ignore[reportArgumentType]
 
     def measure(widths: np.ndarray) -> Timed:
-        return dataclasses.replace(device(1.05)(widths), settled=False, disturbed=7, rounds=9)
+        return dataclasses.replace(
+            device(1.05)(widths), settled=False, disturbed=7, rounds=9, lost=0.4
+        )
 
     found = allocate(WIDE, closeness(WIDE, np.full(6, 100.0)), [budget], measure, measure)
     assert found.chosen is not None
@@ -372,4 +374,4 @@ def test_an_undecided_plan_ends_with_a_network() -> None:
     assert 0.94 <= device(1.05)(found.widths).use <= 1.0
     assert len(found.rounds) <= ROUNDS + CONFIRMATIONS
     words = verdict_sentence(found.chosen.timed)
-    assert "in 7 of 9 rounds other programs had the processor" in words
+    assert "in 7 of 9 rounds other programs had the processor, and they took 40%" in words
