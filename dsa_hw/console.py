@@ -81,11 +81,11 @@ def print_result(result: Mapping[str, Any], run_dir: str) -> None:
     console.print(f"minutes: {sum(seconds.values()) / 60:.1f} in all ({parts})", highlight=False)
     if target_ms is not None:
         share = pruned["measured_ms"] / target_ms
-        words = {"met": "target met", "missed": "TARGET MISSED", "undecided": "UNDECIDED"}
-        console.print(f"{words[result['verdict']]}: measured is {100 * share:.1f}% of the target",
+        words = {True: "target met", False: "TARGET MISSED", None: "UNDECIDED"}
+        console.print(f"{words[result['met']]}: measured is {100 * share:.1f}% of the target",
                       highlight=False)  # fmt: skip
-        console.print(f"verdict: {result['verdict_reason']}", highlight=False, markup=False,
-                      soft_wrap=True)  # fmt: skip
+        if reason := result.get("verdict_reason"):  # runs of earlier versions have none
+            console.print(f"verdict: {reason}", highlight=False, markup=False, soft_wrap=True)
     for warning in result.get("warnings", []):
         console.print(f"warning: {warning}", highlight=False, markup=False)
     console.print(f"run folder: {run_dir}\nreport:     {run_dir}/report.html", soft_wrap=True)

@@ -11,6 +11,7 @@ from test_rounding import WIDE, chain_cost
 
 from dsa_hw.baselines import allocate_uniform
 from dsa_hw.budgets import ModelledLatency
+from dsa_hw.choices import WidthChoices
 from dsa_hw.closed_loop import CONFIRMATIONS, Refined, allocate
 from dsa_hw.errors import InfeasibleBudget, UserError
 from dsa_hw.rounding import closeness
@@ -269,6 +270,35 @@ def test_a_measurement_says_which_budget_it_is_of() -> None:
         allocate(WIDE, values, budgets, device(1.0))
     with pytest.raises(UserError, match="'fridge'; the budgets that can be measured are phone"):
         allocate(WIDE, values, budgets, {"fridge": device(1.0)})
+
+
+def test_a_more_valuable_network_with_less_latency_is_chosen() -> None:
+    """Two choices: the most valuable network uses 80% of the target, one of less value 99%. A loop
+    that tries to use its target takes the second."""
+    choices = WidthChoices(((16, 32, 48), (16, 32)), (16, 16))
+    cost = {(48, 16): 0.99, (32, 32): 0.80, (48, 32): 1.2}
+
+    class Told:
+        def staircase_ms(self, widths: torch.Tensor) -> torch.Tensor:
+            rows = widths.reshape(-1, 2).tolist()
+            shares = [cost.get((int(a), int(b)), 0.5) for a, b in rows]
+            return 30_000.0 * torch.tensor(shares).reshape(widths.shape[:-1])
+
+        predict_ms = staircase_ms
+
+    budget = ModelledLatency(Told(), 30_000.0)  # pyright: ignore[reportArgumentType]
+    values = [np.array([-2.0, -0.2, 0.0]), np.array([-0.5, 0.0])]
+
+    def measure(widths: np.ndarray) -> Timed:
+        ms = float(Told().staircase_ms(torch.as_tensor(widths).float()))
+        return Timed(ms, (0.999 * ms, 1.001 * ms), 30_000.0)
+
+    for confirm in (None, measure):
+        found = allocate(choices, values, [budget], measure, confirm)
+        assert found.widths.tolist() == [32, 32]
+        assert {r.widths for r in found.rounds} == {(32, 32)}
+    # nothing to find out beyond the first rounds: two shorter measurements and the last one
+    assert len(found.rounds) <= 4
 
 
 def turn_of(use: float, dense_ms: float | None = None, settled: bool = True) -> LoopRound:
