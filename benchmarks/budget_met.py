@@ -1,7 +1,8 @@
 """Does rounding meet the budget? Cost over target after short searches, FLOPs and latency.
 
 Several seeds and targets. What counts is the cost as charged (the staircase of the latency model,
-from a table measured here), before any closed loop: at or under the target, and within 1% of it.
+from a table measured here), before any closed loop: at or under the target. How much of it is used
+is shown beside: a target is an upper limit.
 """
 
 from __future__ import annotations

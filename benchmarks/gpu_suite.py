@@ -38,7 +38,7 @@ from benchmarks.guarded_parts import (
     write_json,
 )
 from dsa_hw.budgets import FlopsBudget, LatencyBudget, count, flops_budget
-from dsa_hw.closed_loop import Timed, allocate
+from dsa_hw.closed_loop import allocate
 from dsa_hw.config import Precision, ProfileConfig
 from dsa_hw.console import Progress
 from dsa_hw.coupling import find_coupling
@@ -48,6 +48,7 @@ from dsa_hw.pipeline import build_model, configured_table, example_for
 from dsa_hw.profiling import CalibratedModel, profile_network
 from dsa_hw.rounding import kept_importance
 from dsa_hw.search import DSAPruner, SearchSettings
+from dsa_hw.target_loop import Timed
 from dsa_hw.validation import loop_measure, time_networks
 from profilers.backends import Backend, open_backend
 from profilers.backends.isolated import Isolated

@@ -102,6 +102,7 @@ def _compare(config: PruneConfig, result: dict[str, Any], progress: Progress) ->
         "target_ms": result["target_ms"],
         "dsa_over_target": pruned["measured_ms"] / result["target_ms"],
         "dsa_met": result["met"],
+        "dsa_verdict": result["verdict"],
         "predicted_over_measured": pruned["predicted_ms"] / pruned["measured_ms"],
         "dsa_ms": timed["dsa"].median_ms,
         "dsa_ci95_ms": timed["dsa"].ci95_ms,
@@ -142,7 +143,7 @@ def _report(options: harness.Options, rows: list[dict[str, Any]], seeds: tuple[i
             statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
         ),
         "dsa_over_uniform_ms": statistics.mean(r["dsa_ms"] / r["uniform_ms"] for r in rows),
-        "targets_met": sum(r["dsa_met"] for r in rows),
+        "targets_met": sum(r["dsa_met"] is True for r in rows),
         "seeds": list(seeds),
         "runs": [{k: v for k, v in r.items() if k != "environment"} for r in rows],
     }

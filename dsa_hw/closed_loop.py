@@ -1,15 +1,16 @@
 """Round, measure the deployed network, correct the model, round again: before any fine-tuning.
 
-Latency does not depend on the weights, so the loop needs none. A measured miss scales the latency
-budget's prediction near the allocation, and rounding runs again. Where no training follows, the
-last and longest measurement belongs to the loop: a network that it finds off the target is not
-the last one.
+Latency does not depend on the weights, so the loop needs none. First the model is refined where it
+is about to be believed: networks around the first allocation are timed, the model is fitted again,
+and rounding runs again. What is left of a measured miss scales the predictions of that budget, and
+rounding runs once more. Every budget that can be measured is, each with its own measurements and
+its own correction. Where no training follows, the last and longest measurement belongs to the loop:
+a network that it finds off the target is not the last one.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,95 +19,46 @@ from torch import Tensor
 
 from dsa_hw.budgets import Budget, HasTerms, MeasuredBudget
 from dsa_hw.choices import WidthChoices
-from dsa_hw.errors import InfeasibleBudget
-from dsa_hw.rounding import Constraint, NextStep, Rounded, next_step, round_widths
+from dsa_hw.errors import UserError
+from dsa_hw.rounding import Constraint, NextStep, next_step, round_widths
+from dsa_hw.target_loop import (
+    CONVERGED,
+    LEAST_ROUNDS,
+    ROUNDS,
+    LoopRound,
+    TargetLoop,
+    Timed,
+    widths_within,
+)
+from dsa_hw.verdict import Verdict
 
-LEAST_ROUNDS = 4
-"""One round sees the machine in one state, which lasts longer than the round: a verdict takes
-several, spread over the time that they need (docs/decisions.md)."""
-ROUNDS = 5
-CONFIRMATIONS = 2
+CONFIRMATIONS = 3
 """At most so many measurements to the end, of a network in place of one found off the target, or of
 the same one again where the machine was disturbed."""
 CONFIRMED_WEIGHT = 2.0
 """Of a last measurement, which takes about twice a round's time, among the rounds."""
-DISTURBED = 0.08
-"""A round in which the dense network is slower by this part than in the fastest counts half. Other
-guests of a host only ever make it slower, and do not slow down all networks alike."""
-OWN_WEIGHT = 0.25
-"""How far a network's own measurements are believed, beside the corrected prediction."""
-MARGINS = (0.008, 0.021)
-"""Least and most of the target that the aim leaves unused. The most is for shared machines, whose
-state moves a finished network by 2% either way between the loop and the last measurement; the least
-for devices whose rounds agree (docs/decisions.md)."""
-SPREADS_LEFT = 3.0
-"""Margin, in standard deviations of the rounds' errors."""
-MET = (0.98, 1.0)
-"""The target is met where the interval of measured over target reaches into this."""
-AIM = 1.0 - MARGINS[1]
-"""Of the target, as long as nothing is known of the device's noise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timed:
-    """A network's measured latency beside the target that holds for it, ms.
-
-    Args:
-        dense_ms: of the dense network in the same rounds, where it was timed.
-    """
-
-    measured_ms: float
-    ci95_ms: tuple[float, float]
-    target_ms: float
-    dense_ms: float | None = None
-
-
-def is_met(use: tuple[float, float]) -> bool:
-    """Whether a 95% interval of measured over target says that the target is met."""
-    low, high = use
-    return low <= MET[1] and high >= MET[0]
-
+CONFIRMED_TRUST = 0.5
+"""Of a measurement on a machine so slow that the same network may be measured again."""
 
 Measure = Callable[[np.ndarray], Timed]
 """(groups,) widths -> their measurement, on the device, in the runtime."""
 
 
 @dataclass(frozen=True, slots=True)
-class LoopRound:
-    """One turn of the loop.
+class Refined:
+    """A budget whose model has seen networks around an allocation.
 
     Args:
-        correction: measured over predicted, as known *before* this round.
-        model_target_ms: the target at the speed that the model predicts for.
-        weight: of its measurement, where a round's is 1.
+        scatter: standard deviation of the logarithm of measured over predicted among them, each
+            predicted without itself; None where it is not known.
     """
 
-    widths: tuple[int, ...]
-    predicted_ms: float
-    correction: float
-    model_target_ms: float
-    timed: Timed
-    weight: float = 1.0
+    budget: Budget
+    scatter: float | None = None
 
-    @property
-    def use(self) -> float:
-        """Measured over target."""
-        return self.timed.measured_ms / self.timed.target_ms
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95% interval of measured over target."""
-        low, high = self.timed.ci95_ms
-        return low / self.timed.target_ms, high / self.timed.target_ms
-
-    @property
-    def log_error(self) -> float:
-        """Logarithm of measured over predicted without any correction.
-
-        Both relative to their targets: one that is a part of the dense network's latency moves
-        with the machine, and its model's form does not.
-        """
-        return math.log(self.use * self.correction * self.model_target_ms / self.predicted_ms)
+Refine = Callable[[np.ndarray], Refined]
+"""(groups,) widths of a first allocation -> the budget, refined around them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +67,7 @@ class Allocation:
 
     Args:
         costs: by budget's name, as charged (corrected where the loop ran).
-        rounds: of the closed loop; empty without one.
+        rounds: of the closed loop, in order, of every measured budget; empty without one.
         headroom: by budget's name, the part of its target that these costs leave.
         next_step: the cheapest single step that would add value, and does not fit; its ``extra`` is
             in the order of ``headroom``.
@@ -129,269 +81,263 @@ class Allocation:
 
     @property
     def chosen(self) -> LoopRound | None:
-        """The round whose widths these are."""
-        own = _own(self.widths)
-        return next((r for r in reversed(self.rounds) if r.widths == own), None)
+        """The last round whose widths these are, of the first measured budget."""
+        own = _as_key(self.widths)
+        return next(
+            (r for r in reversed(self.rounds) if r.widths == own and r.budget == self.first), None
+        )
+
+    @property
+    def first(self) -> str | None:
+        """The name of the first measured budget."""
+        return self.rounds[0].budget if self.rounds else None
 
 
 def allocate(
     choices: WidthChoices,
     values: Sequence[np.ndarray],
     budgets: Sequence[Budget],
-    measure: Measure | None = None,
-    confirm: Measure | None = None,
+    measure: Measure | Mapping[str, Measure] | None = None,
+    confirm: Measure | Mapping[str, Measure] | None = None,
+    refine: Mapping[str, Refine] | None = None,
 ) -> Allocation:
     """The most valuable widths at the budgets, verified by measuring if ``measure`` is given.
 
     Args:
         values: per group, one number a choice.
-        budgets: on the CPU; a latency budget among them is what ``measure`` verifies.
-        confirm: a longer measurement, which the widths returned have passed through; where it
-            speaks against them, others are tried.
+        budgets: on the CPU.
+        measure: of each budget that is to be measured, by its name; a single one where there is one
+            budget that can be.
+        confirm: longer measurements, which the widths returned have passed through; where they
+            speak against them, others are tried. Of the same budgets as ``measure``.
+        refine: by budget's name, what refines its model around the first allocation.
 
     Raises:
         InfeasibleBudget: no allowed widths meet the budgets.
+        UserError: it is not clear which budget a measurement is of.
+    """
+    measures = by_budget(budgets, measure)
+    rounding = _Rounding(choices, values, budgets, list(measures))
+    if measures:
+        if refine:
+            rounding.refine(refine)
+        rounding.set_least_rounds(refined=bool(refine), confirmed=confirm is not None)
+        rounding.run(measures)
+        confirms = by_budget(budgets, confirm)
+        widths = rounding.confirmed(confirms) if confirms else rounding.best()
+    else:
+        widths = rounding.rounded(())
+    return rounding.described(widths)
+
+
+def by_budget(
+    budgets: Sequence[Budget], measure: Measure | Mapping[str, Measure] | None
+) -> dict[str, Measure]:
+    """Return each measurement by the name of its budget, in the budgets' order.
+
+    Raises:
+        UserError: a name is not a budget's, or a single measurement was given for several budgets.
     """
     if measure is None:
-        widths = _round(choices, values, budgets, 1.0, 1.0).widths
-        return _described(choices, values, _limits(budgets), widths)
-    loop = TargetLoop(LEAST_ROUNDS if confirm is None else LEAST_ROUNDS - 1)
-    rounding = _Rounding(choices, values, budgets, loop)
-    while not loop.add(rounding.turn(measure)):
-        pass
-    best = loop.best if confirm is None else _confirmed(loop, rounding, confirm)
-    limits = _limits(budgets, loop.correction)
-    return _described(choices, values, limits, np.array(best.widths), tuple(loop.rounds))
-
-
-def _described(
-    choices: WidthChoices,
-    values: Sequence[np.ndarray],
-    limits: Sequence[Constraint],
-    widths: np.ndarray,
-    rounds: tuple[LoopRound, ...] = (),
-) -> Allocation:
-    """These widths, with what they leave of the limits."""
-    costs = {limit.name: float(limit.cost(widths[None])[0]) for limit in limits}
-    return Allocation(
-        widths,
-        costs,
-        rounds,
-        headroom={limit.name: 1.0 - costs[limit.name] / limit.target for limit in limits},
-        next_step=next_step(choices, values, limits, widths),
-    )
-
-
-def _confirmed(loop: TargetLoop, rounding: _Rounding, confirm: Measure) -> LoopRound:
-    """The first network that ``confirm`` proves, beginning with the loop's best.
-
-    Where it proves none, the one that is believed nearest to the aim, of those that may be at or
-    under the target.
-    """
-    widths = np.array(loop.best.widths)
-    confirmed: list[LoopRound] = []
-    for _ in range(CONFIRMATIONS):
-        turn = rounding.measured(widths, confirm, CONFIRMED_WEIGHT)
-        loop.add(turn)
-        confirmed.append(turn)
-        if loop.proves(turn):
-            return turn
-        widths = rounding.next_widths()
-        disturbed = loop.trust(turn) < 0.5  # then the same network may be measured again
-        if not disturbed and any(r.widths == _own(widths) for r in confirmed):
-            break  # nothing nearer to the target is known
-    return min(confirmed, key=lambda turn: (turn.interval[0] > MET[1], loop.miss(turn)))
+        return {}
+    measurable = [b.name for b in budgets if isinstance(b, MeasuredBudget)]
+    if not isinstance(measure, Mapping):
+        if len(measurable) != 1:
+            raise UserError(
+                f"one measurement was given for {len(measurable)} budgets that can be measured "
+                f"({', '.join(measurable) or 'none'}); give one for each, by the budget's name: "
+                "measure={'phone': ..., 'server': ...}"
+            )
+        return {measurable[0]: measure}
+    for name in measure:
+        if name not in measurable:
+            raise UserError(
+                f"a measurement was given for {name!r}; the budgets that can be measured are "
+                f"{', '.join(measurable) or 'none'}"
+            )
+    return {name: measure[name] for name in measurable if name in measure}
 
 
 class _Rounding:
-    """Rounds, at what the loop knows so far, and measures."""
+    """Rounds, at what the loops know so far, and measures; one loop a measured budget."""
 
     def __init__(
         self,
         choices: WidthChoices,
         values: Sequence[np.ndarray],
         budgets: Sequence[Budget],
-        loop: TargetLoop,
+        measured: Sequence[str],
     ) -> None:
-        self._choices, self._values, self._budgets = choices, values, budgets
-        self._loop = loop
-        measured = _measured_of(budgets)
-        if measured is None:
-            raise ValueError("measure was given, and there is no budget that it can verify")
-        self._latency = measured
-
-    def turn(self, measure: Measure) -> LoopRound:
-        """The next round.
-
-        Raises:
-            InfeasibleBudget: no allowed widths meet the budgets as the model knows them.
-        """
-        return self.measured(self.next_widths(), measure)
-
-    def next_widths(self) -> np.ndarray:
-        """The most valuable widths; the least where only the corrections rule all others out."""
-        found = self._loop.next_widths(
-            lambda correction, aim: (
-                _round(self._choices, self._values, self._budgets, correction, aim).widths
-            )
-        )
-        return self._choices.least if found is None else found
-
-    def measured(self, widths: np.ndarray, measure: Measure, weight: float = 1.0) -> LoopRound:
-        """A round of these widths."""
-        corrected = self._latency.corrected(self._loop.correction)
-        return LoopRound(
-            widths=_own(widths),
-            predicted_ms=float(_batched(corrected.charged)(widths[None])[0]),
-            correction=self._loop.correction,
-            model_target_ms=self._latency.target,
-            timed=measure(widths),
-            weight=weight,
-        )
-
-
-class TargetLoop:
-    """What the rounds so far say: how to correct predictions, when to stop, which is best.
-
-    A round counts less the slower the machine was (``trust``).
-
-    Each round's measurement is noisy by some per cent for as long as the machine's state lasts, and
-    the networks of the rounds are neighbours. So predictions are corrected by all rounds together,
-    and a network's use of the target is believed mostly by the corrected prediction, and less by
-    its own measurements.
-    """
-
-    def __init__(self, least_rounds: int = LEAST_ROUNDS) -> None:
+        self._choices, self._values = choices, values
+        self._budgets = {b.name: b for b in budgets}
+        self._loops = {name: TargetLoop() for name in measured}
         self.rounds: list[LoopRound] = []
-        self._least_rounds = least_rounds
 
-    @property
-    def correction(self) -> float:
-        """Measured over predicted: the geometric mean over the rounds; 1 before the first."""
-        return math.exp(self._mean_log_error(self.rounds)) if self.rounds else 1.0
+    # -- rounding --------------------------------------------------------------------------
 
-    def trust(self, turn: LoopRound) -> float:
-        """In (0, 1]: less where the machine was slower than in other rounds."""
-        fastest = min((d for r in self.rounds if (d := r.timed.dense_ms)), default=None)
-        if fastest is None or turn.timed.dense_ms is None:
-            return 1.0
-        return 1.0 / (1.0 + ((turn.timed.dense_ms / fastest - 1.0) / DISTURBED) ** 2)
+    def rounded(self, aims: Sequence[float]) -> np.ndarray:
+        """(groups,) the most valuable widths at these parts of the measured budgets' targets."""
+        return round_widths(self._choices, self._values, self._limits(aims)).widths
 
-    def _mean_log_error(self, rounds: Sequence[LoopRound]) -> float:
-        weights = [r.weight * self.trust(r) for r in rounds]
-        return sum(w * r.log_error for w, r in zip(weights, rounds, strict=True)) / sum(weights)
+    def described(self, widths: np.ndarray) -> Allocation:
+        """These widths, with what they leave of the targets as now known."""
+        limits = self._limits((1.0,) * len(self._loops))
+        costs = {limit.name: float(limit.cost(widths[None])[0]) for limit in limits}
+        return Allocation(
+            widths,
+            costs,
+            tuple(self.rounds),
+            headroom={limit.name: 1.0 - costs[limit.name] / limit.target for limit in limits},
+            next_step=next_step(self._choices, self._values, limits, widths),
+        )
 
-    def next_widths(self, solve: Callable[[float, float], np.ndarray]) -> np.ndarray | None:
-        """(groups,) widths at what is known so far; None where only corrections leave none.
+    def _limits(self, aims: Sequence[float]) -> list[Constraint]:
+        """What rounding must keep to. Only measured budgets are corrected, and aimed below their
+        targets: what is counted needs no margin."""
+        aim_of = dict(zip(self._loops, aims, strict=True))
+        return [
+            Constraint(
+                budget.name,
+                budget.unit,
+                _batched(self._corrected(budget).charged),
+                budget.target * aim_of.get(budget.name, 1.0),
+                terms=_batched(budget.terms) if isinstance(budget, HasTerms) else None,
+            )
+            for budget in self._budgets.values()
+        ]
 
-        Args:
-            solve: (correction of predictions, aim as a part of the target) -> widths within both.
+    def _corrected(self, budget: Budget) -> Budget:
+        loop = self._loops.get(budget.name)
+        if loop is None:
+            return budget
+        assert isinstance(budget, MeasuredBudget)
+        return budget.corrected(loop.correction)
 
-        Raises:
-            InfeasibleBudget: ``solve`` finds no widths within the target before any correction.
+    def _next(self) -> tuple[np.ndarray, tuple[float, ...]]:
+        """The most valuable widths, and the aims that they are within; the least widths where only
+        the corrections rule all others out."""
+        loops = list(self._loops.values())
+        found = widths_within(loops, self.rounded)
+        return found or (self._choices.least, (1.0,) * len(loops))
+
+    def refine(self, refine: Mapping[str, Refine]) -> None:
+        """Round, and have the budgets' models refined around the widths."""
+        widths, _ = self._next()
+        for name, around in refine.items():
+            refined = around(widths)
+            self._budgets[name] = refined.budget
+            self._loops[name].scatter = refined.scatter
+
+    def set_least_rounds(self, *, refined: bool, confirmed: bool) -> None:
+        """How many measurements a loop takes before it may end: the networks around a refined
+        allocation, and the last measurement, count as such."""
+        least = 1 if refined else LEAST_ROUNDS - 1
+        for loop in self._loops.values():
+            loop.least_rounds = least if confirmed else least + 1
+
+    # -- measuring -------------------------------------------------------------------------
+
+    def run(self, measures: Mapping[str, Measure]) -> None:
+        """Round and measure until every loop accepts, or rounding finds nothing new."""
+        for _ in range(ROUNDS):
+            widths, aims = self._next()
+            if self._is_known(widths):
+                return
+            if self._measured(widths, aims, measures):
+                return
+
+    def _measured(
+        self,
+        widths: np.ndarray,
+        aims: Sequence[float],
+        measures: Mapping[str, Measure],
+        weight: float = 1.0,
+    ) -> bool:
+        """Measure a network for every budget; returns whether all loops may end with it."""
+        ends = []
+        for (name, loop), aim in zip(self._loops.items(), aims, strict=True):
+            budget = self._budgets[name]
+            cost = _batched(self._corrected(budget).charged)(widths[None])
+            turn = LoopRound(
+                widths=_as_key(widths),
+                predicted_ms=float(cost[0]),
+                correction=loop.correction,
+                model_target_ms=budget.target,
+                timed=measures[name](widths),
+                weight=weight,
+                aim=aim,
+                budget=name,
+            )
+            ends.append(loop.add(turn))
+            self.rounds.append(turn)
+        return all(ends)
+
+    def _is_known(self, widths: np.ndarray) -> bool:
+        """Whether enough was measured, and these widths among it, believed under all targets."""
+        turns = self._turns(_as_key(widths))
+        return len(turns) == len(self._loops) and all(
+            len(loop.rounds) >= loop.least_rounds and loop.use(turn) <= loop.most
+            for loop, turn in turns
+        )
+
+    def _turns(self, key: tuple[int, ...]) -> list[tuple[TargetLoop, LoopRound]]:
+        """Each loop with its last round of a network."""
+        found = [(loop, loop.of(key)) for loop in self._loops.values()]
+        return [(loop, turn) for loop, turn in found if turn is not None]
+
+    # -- choosing --------------------------------------------------------------------------
+
+    def best(self) -> np.ndarray:
+        """(groups,) the most valuable network of those believed within all aims; where none is, the
+        one that is the least above them.
+
+        Within the aims, as in rounding: of several that are believed near the target, the most
+        valuable one is there by the luck of its measurement.
         """
-        for aim in (self.aim, 1.0):
-            try:
-                return solve(self.correction, aim)
-            except InfeasibleBudget:
-                if aim == 1.0 and not self.rounds:
-                    raise
-        return None
 
-    @property
-    def margin(self) -> float:
-        """What the aim leaves unused of the target: more where the rounds differ more."""
-        least, most = MARGINS
-        if len(self.rounds) < LEAST_ROUNDS:
-            return most
-        spread = float(np.std([r.log_error for r in self.rounds], ddof=1))
-        return min(most, max(least, SPREADS_LEFT * spread))
+        def rank(key: tuple[int, ...]) -> tuple[float, float]:
+            over = max(loop.use(turn) - loop.aim for loop, turn in self._turns(key))
+            return (0.0, -self._value(key)) if over <= CONVERGED / 2 else (over, 0.0)
 
-    @property
-    def aim(self) -> float:
-        """Of the target."""
-        return 1.0 - self.margin
+        return np.array(min(dict.fromkeys(r.widths for r in self.rounds), key=rank))
 
-    @property
-    def accepted(self) -> tuple[float, float]:
-        """Uses of the target that end the loop: about the aim, by less than a width's step often
-        is."""
-        margin = self.margin
-        return self.aim - max(0.011, 0.75 * margin), 1.0 - margin / 3.0
+    def _value(self, key: tuple[int, ...]) -> float:
+        rows = zip(self._values, self._choices.widths, key, strict=True)
+        return float(sum(value[allowed.index(width)] for value, allowed, width in rows))
 
-    def add(self, turn: LoopRound) -> bool:
-        """Take in a round; returns whether it was the last one."""
-        self.rounds.append(turn)
-        enough = len(self.rounds) >= self._least_rounds and self.accepts(turn)
-        return enough or len(self.rounds) >= ROUNDS
+    def confirmed(self, confirms: Mapping[str, Measure]) -> np.ndarray:
+        """(groups,) the first network that ``confirms`` prove and that rounding stays with,
+        beginning with the loops' best.
 
-    def accepts(self, turn: LoopRound) -> bool:
-        """Whether its use of the target, as far as it is believed, ends the loop."""
-        least, most = self.accepted
-        return least <= self.use(turn) <= most
+        Where they prove none, the best of those measured: proven at the target before undecided
+        before missed.
+        """
+        widths = self.best()
+        aims = tuple(loop.of(_as_key(widths)).aim for loop in self._loops.values())  # pyright: ignore
+        tried: list[tuple[int, ...]] = []
+        for _ in range(CONFIRMATIONS):
+            self._measured(widths, aims, confirms, CONFIRMED_WEIGHT)
+            tried.append(_as_key(widths))
+            turns = self._turns(tried[-1])
+            proven = all(loop.proves(turn) for loop, turn in turns)
+            if proven and all(loop.is_converged(turn) for loop, turn in turns):
+                break
+            widths, aims = self._next()
+            disturbed = any(loop.trust(turn) < CONFIRMED_TRUST for loop, turn in turns)
+            if _as_key(widths) in tried and (proven or not disturbed):
+                break  # nothing nearer to the target is known
+        return np.array(min(tried, key=self._confirmed_rank))
 
-    def proves(self, turn: LoopRound) -> bool:
-        """Whether, beside that, its own measurement says that the target is met."""
-        return self.accepts(turn) and is_met(turn.interval)
-
-    def use(self, turn: LoopRound) -> float:
-        """Measured over target, as far as it is believed."""
-        own = self._mean_log_error([r for r in self.rounds if r.widths == turn.widths])
-        pooled = math.log(self.correction)
-        believed = pooled + OWN_WEIGHT * (own - pooled)
-        return turn.use * math.exp(believed - turn.log_error)
-
-    @property
-    def best(self) -> LoopRound:
-        """The round nearest to the aim."""
-        return min(self.rounds, key=self.miss)
-
-    def miss(self, turn: LoopRound) -> float:
-        """Distance from the aim; over the target is worse than as much under it."""
-        use = self.use(turn)
-        away = use - self.aim
-        return 10.0 * away if use > self.accepted[1] else abs(away)
+    def _confirmed_rank(self, key: tuple[int, ...]) -> tuple[int, float]:
+        turns = self._turns(key)
+        order: list[Verdict] = ["met", "undecided", "missed"]
+        worst = max(order.index(turn.timed.judged.verdict) for _, turn in turns)
+        if worst == 0:
+            return worst, -self._value(key)
+        return worst, max(loop.miss(turn) for loop, turn in turns)
 
 
-def _round(
-    choices: WidthChoices,
-    values: Sequence[np.ndarray],
-    budgets: Sequence[Budget],
-    correction: float,
-    aim: float,
-) -> Rounded:
-    """Round with the measured budget corrected, and aimed a little under its target."""
-    return round_widths(choices, values, _limits(budgets, correction, aim))
-
-
-def _limits(
-    budgets: Sequence[Budget], correction: float = 1.0, aim: float = 1.0
-) -> list[Constraint]:
-    """What rounding must keep to.
-
-    Args:
-        correction: of the measured budget's predictions.
-        aim: part of the measured budget's target that may be used.
-    """
-    limits = []
-    measured = _measured_of(budgets)
-    for budget in budgets:
-        target = budget.target
-        if measured is not None and budget is measured:
-            budget = measured.corrected(correction)
-            target *= aim
-        terms = _batched(budget.terms) if isinstance(budget, HasTerms) else None
-        charged = _batched(budget.charged)
-        limits.append(Constraint(budget.name, budget.unit, charged, target, terms=terms))
-    return limits
-
-
-def _measured_of(budgets: Sequence[Budget]) -> MeasuredBudget | None:
-    """The budget that a measurement verifies: the first that can be corrected."""
-    return next((b for b in budgets if isinstance(b, MeasuredBudget)), None)
-
-
-def _own(widths: np.ndarray) -> tuple[int, ...]:
+def _as_key(widths: np.ndarray) -> tuple[int, ...]:
     return tuple(int(w) for w in widths)
 
 

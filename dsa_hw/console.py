@@ -81,8 +81,11 @@ def print_result(result: Mapping[str, Any], run_dir: str) -> None:
     console.print(f"minutes: {sum(seconds.values()) / 60:.1f} in all ({parts})", highlight=False)
     if target_ms is not None:
         share = pruned["measured_ms"] / target_ms
-        verdict = "TARGET MISSED" if share > 1 else "under the target by more than 2%"
-        console.print(f"{'target met' if result['met'] else verdict}: {100 * share:.1f}% of it")
+        words = {True: "target met", False: "TARGET MISSED", None: "UNDECIDED"}
+        console.print(f"{words[result['met']]}: measured is {100 * share:.1f}% of the target",
+                      highlight=False)  # fmt: skip
+        if reason := result.get("verdict_reason"):  # runs of earlier versions have none
+            console.print(f"verdict: {reason}", highlight=False, markup=False, soft_wrap=True)
     for warning in result.get("warnings", []):
         console.print(f"warning: {warning}", highlight=False, markup=False)
     console.print(f"run folder: {run_dir}\nreport:     {run_dir}/report.html", soft_wrap=True)
@@ -125,7 +128,7 @@ def print_comparison(result: Mapping[str, Any], sweep_dir: str) -> None:
             continue
         table.add_row(
             row["target"], row["title"], _points(row), _plain(row["measured_ms"]),
-            f"{row['ratio']:.3f}", f"{row['flops'] / 1e6:.4g}", f"{row['met']}/{row['runs']}",
+            f"{row['ratio']:.3f}", f"{row['flops'] / 1e6:.4g}", _met(row),
         )  # fmt: skip
     console.print(table)
     for warning in result["warnings"]:
@@ -134,6 +137,12 @@ def print_comparison(result: Mapping[str, Any], sweep_dir: str) -> None:
         console.print(f"not finished yet: {', '.join(result['unfinished'])}", highlight=False)
     console.print(f"sweep folder: {sweep_dir}\nreport:       {sweep_dir}/report.html",
                   soft_wrap=True)  # fmt: skip
+
+
+def _met(row: Mapping[str, Any]) -> str:
+    """``2/3``, and how many of the others are undecided."""
+    open_runs = row.get("undecided", 0)
+    return f"{row['met']}/{row['runs']}" + (f" ({open_runs} undecided)" if open_runs else "")
 
 
 def _points(row: Mapping[str, Any]) -> str:

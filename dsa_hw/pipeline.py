@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,18 +15,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from dsa_hw.around_allocation import refine_around
 from dsa_hw.branches import Branch, removed_branches
 from dsa_hw.budget_registry import BUDGETS, BudgetSetting
 from dsa_hw.budgets import (
     Budget,
     BudgetRequest,
+    ModelledLatency,
     count,
     flops_budget,
     memory_budget,
     params_budget,
 )
 from dsa_hw.choices import WidthChoices, merged_choices
-from dsa_hw.closed_loop import Allocation, LoopRound, Measure, Timed, allocate, is_met
+from dsa_hw.closed_loop import Allocation, Measure, Refine, Refined, allocate
 from dsa_hw.config import DeviceConfig, ModelConfig, PruneConfig
 from dsa_hw.console import Progress
 from dsa_hw.data import DataSplits, load_data
@@ -48,10 +51,14 @@ from dsa_hw.search import DSAPruner, SearchSettings, outputs_of
 from dsa_hw.shared_run_folder import SharedRunFolder
 from dsa_hw.surgery import Keep, keep_most_important, remove_channels, save_pruned
 from dsa_hw.table_folder import table_folder
+from dsa_hw.target_loop import LoopRound, Timed, verdict_sentence
 from dsa_hw.training import Stage, Trainer
 from dsa_hw.training_precision import slow_precision_warning
 from dsa_hw.validation import (
     AGREEMENT,
+    LAST_HALF_WIDTH_PCT,
+    LAST_LEAST_ROUNDS,
+    Target,
     export_checked,
     loop_measure,
     resolve_target,
@@ -274,6 +281,8 @@ def _know_device(config: PruneConfig, dense: Dense, progress: Progress) -> Known
         dense.graph, backend, table, networks=config.calibration_networks, rounds=config.rounds,
         seed=config.seed, on_progress=progress, on_notice=progress.say,
     )  # fmt: skip
+    if disturbed := profiled.collected.disturbed:
+        progress.say(f"other programs disturbed {disturbed} rounds of the profile: set aside")
     target_ms = check_target(config, profiled)
     return KnownDevice(backend, table, profiled, target_ms, time.perf_counter() - started)
 
@@ -384,6 +393,19 @@ def _staircase_ms(profiled: ProfiledNetwork, widths: np.ndarray) -> float:
     return float(model.staircase_ms(torch.as_tensor(widths, dtype=torch.float32)))
 
 
+@dataclass(frozen=True)
+class LastTiming:
+    """The last measurement of a run.
+
+    Args:
+        measured: of the dense and the pruned network.
+        timed: against the target; None without one.
+    """
+
+    measured: dict[str, Measurement]
+    timed: Timed | None
+
+
 class Run:
     """One run's stages; each is skipped when the folder has its outcome.
 
@@ -416,7 +438,7 @@ class Run:
         self._backend, self.table, self.profiled = backend, table, profiled
         self.target_ms, self.learned, self.progress = target_ms, learned, progress
         self.trained_dense: nn.Module | None = None
-        self._confirmed: dict[tuple[int, ...], dict[str, Measurement]] = {}
+        self._confirmed: dict[tuple[int, ...], LastTiming] = {}
         self._exported: tuple[tuple[int, ...], float] | None = None
         self.watch = Stopwatch(folder)
         self.epochs_before = config.search_epochs
@@ -507,17 +529,44 @@ class Run:
             self.dense.graph, self.backend,
             target_ms=config.target_ms, target_ratio=config.target_ratio,
             time_limit_s=0.5 * config.measure_seconds,
+            fast_memory_ms=self.table.fast_memory_ms, on_notice=self.progress.say,
         )  # fmt: skip
 
         def measure(widths: np.ndarray) -> Timed:
             with self.watch.measure("validate"):
                 timed = inner(widths)
+            set_aside = f"; {timed.disturbed} rounds set aside" if timed.disturbed else ""
             self.progress.say(
                 f"closed loop: measured {timed.measured_ms:.4g} ms of {timed.target_ms:.4g} ms"
+                f"{set_aside}"
             )
             return timed
 
         return measure
+
+    def _refine(self) -> dict[str, Refine]:
+        """By budget's name, what measures networks around an allocation and fits again."""
+        target_ms = self.target_ms
+        if target_ms is None:
+            return {}
+
+        def around(widths: np.ndarray) -> Refined:
+            with self.watch.measure("validate"):
+                refined = refine_around(
+                    self.dense.graph,
+                    self.backend,
+                    self.table,
+                    self.profiled.latency,
+                    widths,
+                    rounds=self.config.rounds,
+                    seed=self.config.seed,
+                    on_progress=functools.partial(self.progress, "networks around the allocation"),
+                )
+            self.profiled = replace(self.profiled, latency=refined.latency)
+            budget = ModelledLatency(refined.latency.model, target_ms)
+            return Refined(budget, refined.scatter)
+
+        return {"latency": around}
 
     def _make_small(self) -> Small:
         """Made by the main process, after all have trained; all take it from the folder."""
@@ -578,7 +627,7 @@ class Run:
 
         measure = self._measure()
         confirm = self._confirmation(lambda widths: cut(widths)[0]) if measure else None
-        allocation = allocate(choices, values, budgets, measure, confirm)
+        allocation = allocate(choices, values, budgets, measure, confirm, self._refine())
         small, keep = cut(allocation.widths)
         difference = masked_difference(model, small, graph, keep, example)
         ratios = (allocation.widths / choices.dense).tolist()
@@ -590,7 +639,6 @@ class Run:
         Args:
             cut: widths -> the smaller network.
         """
-        config = self.config
 
         def confirm(widths: np.ndarray) -> Timed:
             own = tuple(widths.tolist())
@@ -598,7 +646,9 @@ class Run:
                 self._exported = own, self._export(cut(widths))
                 measured = self._time()
             self._confirmed[own] = measured
-            return timed_to_target(measured, config.target_ms, config.target_ratio)
+            assert measured.timed is not None
+            self.progress.say(f"last measurement: {verdict_sentence(measured.timed)}")
+            return measured.timed
 
         return confirm
 
@@ -608,7 +658,7 @@ class Run:
 
         def cut() -> Small:
             with self.watch.measure("search"):
-                found = pruner.finish_with_report(self._measure())
+                found = pruner.finish_with_report(self._measure(), self._refine())
             return small_of(
                 found.model, found.allocation, found.keep, found.keep_ratios.tolist(),
                 found.masked_vs_pruned_max_abs,
@@ -684,39 +734,61 @@ class Run:
         """Write the run's ONNX file; returns how far the runtime is from PyTorch on it."""
         return export_checked(small, self.dense.example, self.folder.path / ONNX_FILE, self.backend)
 
-    def _time(self) -> dict[str, Measurement]:
+    @property
+    def _target(self) -> Target | None:
+        if self.target_ms is None:
+            return None
+        return Target(self.config.target_ms, self.config.target_ratio)
+
+    def _time(self) -> LastTiming:
         """The run's ONNX file and the dense network's, in turn."""
         self.progress.say("timing the pruned network beside the dense one")
         dense_path = self.folder.path / "checkpoints" / "dense.onnx"
         dense_path.parent.mkdir(exist_ok=True)
         graph = self.dense.graph  # with any weights: they do not matter to the time
         dense_path.write_bytes(graph.resized(graph.dense_widths))
-        measured = time_networks(
-            self.backend, {"dense": dense_path, "pruned": self.folder.path / ONNX_FILE},
-            half_width_pct=0.5, time_limit_s=self.last_measurement * self.config.measure_seconds,
-        )  # fmt: skip
+        models: dict[str, bytes | Path] = {
+            "dense": dense_path,
+            "pruned": self.folder.path / ONNX_FILE,
+        }
+        limit_s = self.last_measurement * self.config.measure_seconds
+        target = self._target
+        if target is None:
+            measured = time_networks(
+                self.backend,
+                models,
+                time_limit_s=limit_s,
+                fast_memory_ms=self.table.fast_memory_ms,
+                on_notice=self.progress.say,
+            )
+            timed = None
+        else:
+            measured, timed = timed_to_target(
+                self.backend,
+                models,
+                target,
+                half_width_pct=LAST_HALF_WIDTH_PCT,
+                time_limit_s=limit_s,
+                min_rounds=LAST_LEAST_ROUNDS,
+                needs_verdict=True,
+                fast_memory_ms=self.table.fast_memory_ms,
+                on_notice=self.progress.say,
+            )
         dense_path.unlink()
-        return measured
+        return LastTiming(measured, timed)
 
     def _result(
         self,
         small: Small,
-        measured: dict[str, Measurement],
+        last: LastTiming,
         dense_accuracy: float | None,
         accuracy: float | None,
         onnx_difference: float,
     ) -> dict[str, Any]:
         config, graph = self.config, self.dense.graph
-        dense, pruned = measured["dense"], measured["pruned"]
+        dense, pruned = last.measured["dense"], last.measured["pruned"]
         if config.target_ms is None:
             pruned = paired(pruned, dense)
-        target_ms = None
-        use: tuple[float, float] | None = None
-        if self.target_ms is not None:
-            target_ms = resolve_target(config.target_ms, config.target_ratio, dense.median_ms)
-            low, high = pruned.ci95_ms
-            use = (low / target_ms, high / target_ms)
-        met = use is None or is_met(use)
         predicted = small.predicted_ms
         if predicted is None:
             predicted = _staircase_ms(self.profiled, np.array(small.widths))
@@ -741,7 +813,7 @@ class Run:
             + fixed_branches_warning(graph)
             + self._difference_warning(small)
             + disturbed_warning(small.rounds, dense.median_ms, self.folder.path)
-            + [w for m in measured.values() if (w := m.warning)]
+            + [w for m in last.measured.values() if (w := m.warning)]
             + _logged_warnings(self.folder)
         )
         return {
@@ -751,9 +823,9 @@ class Run:
             "input_shape": list(self.dense.example.shape[1:]),
             "seed": config.seed,
             "epochs": config.epochs,
-            "target_ms": target_ms,
+            "target_ms": None if last.timed is None else last.timed.target_ms,
             "target_ratio": config.target_ratio,
-            "met": met,
+            **verdict_record(last.timed, self.folder.path),
             "statistic": "median",
             "device": provenance["device"],
             "backend": provenance["runtime"],
@@ -797,6 +869,7 @@ class Run:
                 "measured": self.profiled.collected.measured,
                 "reused": self.profiled.collected.reused,
                 "unstable": self.profiled.collected.unstable,
+                "disturbed_rounds": self.profiled.collected.disturbed,
             },
             "drift_since_table": drift,
             "environment": provenance | {"torch": torch.__version__} | self._training(),
@@ -923,6 +996,30 @@ def _step_record(allocation: Allocation) -> dict[str, Any] | None:
     }
 
 
+def verdict_record(timed: Timed | None, run: Path) -> dict[str, Any]:
+    """Return what ``result.json`` says of the target; without one, it is met by anything.
+
+    Args:
+        timed: the last measurement against the target.
+        run: the run's folder.
+    """
+    if timed is None:
+        return {"met": True, "verdict": "met", "verdict_reason": "there is no latency target"}
+    judged = timed.judged
+    reason = verdict_sentence(timed)
+    if judged.verdict == "undecided":
+        reason += f": python -m dsa_hw.validate --run {run}"
+    return {
+        "met": judged.met,
+        "verdict": judged.verdict,
+        "verdict_reason": reason,
+        "target_use": {"measured": judged.use, "ci95": list(judged.interval)},
+        "seconds_to_decide": judged.more_seconds,
+        "rounds_set_aside": timed.disturbed,
+        "processor_lost": timed.lost,
+    }
+
+
 def _round_record(number: int, turn: LoopRound) -> dict[str, Any]:
     return {
         "round": number,
@@ -932,6 +1029,8 @@ def _round_record(number: int, turn: LoopRound) -> dict[str, Any]:
         "target_ms": turn.timed.target_ms,
         "dense_ms": turn.timed.dense_ms,
         "correction": turn.correction,
+        "aim": turn.aim,
+        "budget": turn.budget,
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from dsa_hw.errors import RunFolderError
 from dsa_hw.factories import is_factory_name
 from dsa_hw.run_folder import RESULT_FILE, RunFolder
+from dsa_hw.verdict import VERDICTS
 
 Check = Callable[[Any], bool]
 
@@ -90,6 +91,8 @@ TOP: dict[str, tuple[Check, str]] = {
     "pruned": (lambda part: isinstance(part, dict), "an object"),
 }  # fmt: skip
 OPTIONAL: dict[str, tuple[Check, str]] = {
+    "verdict": (lambda verdict: verdict in VERDICTS, f"one of {', '.join(VERDICTS)}"),
+    "verdict_reason": TEXT,
     "warnings": (_list_of(_is_text), "a list of texts"),
     "removed_branches": (_list_of(_is_text), "a list of texts"),
     "num_classes": (_or_none(_whole), "a positive whole number or null"),

@@ -27,7 +27,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ from dsa_hw.branch_gates import BranchGates
 from dsa_hw.branches import Branch, removed_branches
 from dsa_hw.budgets import Budget, BudgetRequest, check_names
 from dsa_hw.choices import WidthChoices, merged_choices
-from dsa_hw.closed_loop import Allocation, Measure, allocate
+from dsa_hw.closed_loop import Allocation, Measure, Refine, allocate
 from dsa_hw.constraints import ConstraintMethod, make_mover
 from dsa_hw.constraints.mover import fit_to_budget
 from dsa_hw.dpp import (
@@ -514,15 +514,18 @@ class DSAPruner:
         fit_to_budget(self.keep_ratios, self._least, violations, RETARGETING_STEPS)
 
     def finish(
-        self, measure: Measure | None = None, batches: Iterable[Any] | None = None
+        self,
+        measure: Measure | Mapping[str, Measure] | None = None,
+        batches: Iterable[Any] | None = None,
     ) -> nn.Module:
         """Cut the model to the budgets and return the smaller network.
 
         ``finish_with_report`` tells what else is known of it.
 
         Args:
-            measure: times a network of given widths (``closed_loop.Measure``); without it the
-                budget is met as predicted.
+            measure: times a network of given widths (``closed_loop.Measure``); with several
+                latency budgets one for each, by the budget's name. Without it budgets are met as
+                predicted.
             batches: some hundred training images, on which its batch-norms' statistics are taken
                 again (see ``batch_norms.retake_statistics``); without them they are the whole
                 network's, which fit a smaller one badly until it has been trained a little.
@@ -530,19 +533,25 @@ class DSAPruner:
         return self.finish_with_report(measure, batches).model
 
     def finish_with_report(
-        self, measure: Measure | None = None, batches: Iterable[Any] | None = None
+        self,
+        measure: Measure | Mapping[str, Measure] | None = None,
+        batches: Iterable[Any] | None = None,
+        refine: Mapping[str, Refine] | None = None,
     ) -> Pruned:
         """Round the keep ratios to widths at the budgets, and remove the channels.
 
         Args:
             measure, batches: see ``finish``.
+            refine: by budget's name, what refines its model around the first allocation.
 
         Raises:
             InfeasibleBudget: no allowed widths meet the budgets.
+            UserError: it is not clear which budget a measurement is of.
         """
         budgets = [budget.to("cpu") for budget in self.budgets]
         values = self.rounding_values(self.choices, self.learned_widths())
-        found = self.finish_at(allocate(self.choices, values, budgets, measure))
+        allocation = allocate(self.choices, values, budgets, measure, refine=refine)
+        found = self.finish_at(allocation)
         if batches is not None:
             retake_statistics(found.model, batches, self._example.device)
         return found

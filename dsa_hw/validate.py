@@ -52,7 +52,8 @@ def _validate_run(config: ValidateConfig, path: Path) -> None:
     from dsa_hw.pipeline import configured_backend, dense_of_run
     from dsa_hw.run_folder import CONFIG_FILE, ONNX_FILE, RESULT_FILE, RunFolder
     from dsa_hw.run_result import finished_result, names_code
-    from dsa_hw.validation import validate_run
+    from dsa_hw.target_loop import verdict_sentence
+    from dsa_hw.validation import Target, validate_run
 
     folder = RunFolder(path)
     result = finished_result(folder)
@@ -81,10 +82,11 @@ def _validate_run(config: ValidateConfig, path: Path) -> None:
             threads=config.threads or result["threads"],
         )
     )  # fmt: skip
+    ratio, target_ms = result["target_ratio"], result["target_ms"]
+    target = None if target_ms is None else Target(None if ratio is not None else target_ms, ratio)
     found = validate_run(
-        backend, path / ONNX_FILE, dense, target_ms=result["target_ms"],
-        target_ratio=result["target_ratio"], time_limit_s=config.measure_seconds,
-    )  # fmt: skip
+        backend, path / ONNX_FILE, dense, target=target, time_limit_s=config.measure_seconds
+    )
     _print_measured(found.pruned)
     _print_card(backend, path / ONNX_FILE)
     before = result["pruned"]
@@ -96,9 +98,10 @@ def _validate_run(config: ValidateConfig, path: Path) -> None:
             f"ratio:     {found.pruned.median_ms / found.dense_ms:.3f} of dense; "
             f"{result['ratio']['measured']:.3f} at pruning, target {result['target_ratio']:.3f}"
         )
-    if found.target_ms is not None:
-        share = found.pruned.median_ms / found.target_ms
-        print(f"target:    {found.target_ms:.4g} ms; measured is {100 * share:.1f}% of it")
+    if found.timed is not None:
+        print(f"target:    {found.timed.target_ms:.4g} ms; measured is "
+              f"{100 * found.timed.use:.1f}% of it")  # fmt: skip
+        print(f"verdict:   {verdict_sentence(found.timed)}")
 
 
 def _need_file(path: Path) -> None:

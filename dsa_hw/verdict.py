@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Verdict = Literal["met", "missed", "undecided"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 TOLERANCE = 0.005
 """Part of the target by which the interval's upper end may be above it. Half a per cent: the half

@@ -148,6 +148,8 @@ class Measurement:
         disturbed: rounds that were set aside, because others had the processor or the machine's
             memory was slower than it can be.
         settled: whether it rests on enough rounds that were not; True where nothing is known.
+        lost: what others took of the processor, as a part of the time of all rounds, those that
+            were set aside too; None where the system does not tell.
     """
 
     median_ms: float
@@ -159,6 +161,7 @@ class Measurement:
     round_ms: tuple[float, ...] = field(repr=False, default=())
     disturbed: int = 0
     settled: bool = True
+    lost: float | None = None
 
     @property
     def half_width_pct(self) -> float:
@@ -350,12 +353,14 @@ def _combined(
     kept = undisturbed(passes, fast_memory_ms)
     settled = len(kept) >= min(min_rounds, SETTLED_ROUNDS, len(passes))
     used = kept if settled else passes
-    return {
-        name: summarize(
+    lost = [r.lost for p in passes for r in p.rounds.values() if r.lost is not None]
+    found = {}
+    for name in names:
+        measured = summarize(
             [p.rounds[name] for p in used], disturbed=len(passes) - len(kept), settled=settled
         )
-        for name in names
-    }
+        found[name] = dataclasses.replace(measured, lost=statistics.fmean(lost) if lost else None)
+    return found
 
 
 def ratio(numerator: Measurement, denominator: Measurement) -> tuple[float, tuple[float, float]]:

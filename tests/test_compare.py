@@ -32,7 +32,6 @@ from dsa_hw.baselines.netadapt import shrunken
 from dsa_hw.baselines.to_target import reach_target
 from dsa_hw.budgets import ModelledLatency
 from dsa_hw.cli import parse
-from dsa_hw.closed_loop import Timed
 from dsa_hw.comparison import cell_run, cells, sweep
 from dsa_hw.comparison.cell_run import give_way
 from dsa_hw.comparison.shared_training import WAITING
@@ -46,6 +45,7 @@ from dsa_hw.profiling import ProfiledNetwork, profile_network
 from dsa_hw.run_folder import RunFolder, Stopwatch
 from dsa_hw.search import outputs_of
 from dsa_hw.surgery import keep_most_important, remove_channels
+from dsa_hw.target_loop import Timed
 
 GAVE_WAY: dict[int, Stopwatch] = {}
 """Watches of the runs whose batches have asked whether another process times."""

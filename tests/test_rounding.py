@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import milp
 
-from dsa_hw.baselines import allocate_uniform
-from dsa_hw.budgets import ModelledLatency
 from dsa_hw.choices import WidthChoices, merged_choices
-from dsa_hw.closed_loop import AIM, CONFIRMATIONS, ROUNDS, TargetLoop, Timed, allocate
 from dsa_hw.errors import InfeasibleBudget, UserError
 from dsa_hw.integer_program import decompose
 from dsa_hw.rounding import (
@@ -36,6 +31,7 @@ def choices_of(*widths: tuple[int, ...]) -> WidthChoices:
     return WidthChoices(tuple(widths), tuple(16 for _ in widths))
 
 
+WIDE = choices_of(*[tuple(range(8, 129, 8))] * 6)
 CHOICES = choices_of((16, 32, 48, 64), (16, 32), (32,), (16, 32, 48), (16, 32, 48, 64, 80))
 
 
@@ -346,207 +342,3 @@ def test_importance_prefers_the_group_that_has_more_to_lose() -> None:
 def test_merged_choices_are_allowed_everywhere() -> None:
     merged = merged_choices([choices_of((16, 32, 48, 64)), choices_of((8, 32, 64))])
     assert merged.widths == ((32, 64),)
-
-
-class ChainModel:
-    """A latency model of the chain, for budgets."""
-
-    def predict_ms(self, widths: torch.Tensor) -> torch.Tensor:
-        return (widths[..., :-1] * widths[..., 1:]).sum(-1) + 10.0 * widths.sum(-1)
-
-    staircase_ms = predict_ms
-
-
-WIDE = choices_of(*[tuple(range(8, 129, 8))] * 6)
-
-
-@pytest.mark.parametrize("bias", [0.8, 0.95, 1.0, 1.1, 1.3])
-def test_the_loop_corrects_a_wrong_model(bias: float) -> None:
-    budget = ModelledLatency(ChainModel(), 30_000.0)  # pyright: ignore[reportArgumentType]
-    rng = np.random.default_rng(0)
-
-    def measure(widths: np.ndarray) -> Timed:
-        ms = bias * float(chain_cost(widths[None])[0]) * float(rng.normal(1.0, 0.002))
-        return Timed(ms, (0.99 * ms, 1.01 * ms), 30_000.0)
-
-    values = closeness(WIDE, np.full(6, 100.0))
-    found = allocate(WIDE, values, [budget], measure)
-    chosen = found.chosen
-    assert chosen is not None
-    assert 0.97 <= chosen.use <= 1.0
-    assert len(found.rounds) <= ROUNDS
-
-
-def test_the_loop_is_steadier_than_its_measurements() -> None:
-    budget = ModelledLatency(ChainModel(), 30_000.0)  # pyright: ignore[reportArgumentType]
-    values = closeness(WIDE, np.full(6, 100.0))
-    noise, misses = 0.04, []
-    for seed in range(12):
-        rng = np.random.default_rng(seed)
-
-        def measure(widths: np.ndarray, rng: np.random.Generator = rng) -> Timed:
-            ms = 1.1 * float(chain_cost(widths[None])[0]) * float(np.exp(rng.normal(0.0, noise)))
-            return Timed(ms, (0.99 * ms, 1.01 * ms), 30_000.0)
-
-        found = allocate(WIDE, values, [budget], measure)
-        misses.append(1.1 * float(chain_cost(found.widths[None])[0]) / 30_000.0 - AIM)
-    # believing the last measurement alone would miss by as much as the noise
-    assert float(np.sqrt(np.mean(np.square(misses)))) < 0.6 * noise
-
-
-def test_the_last_measurement_joins_the_loop() -> None:
-    """The rounds see a machine that is 10% faster than the last measurements do."""
-    budget = ModelledLatency(ChainModel(), 30_000.0)  # pyright: ignore[reportArgumentType]
-    values = closeness(WIDE, np.full(6, 100.0))
-    confirmed: list[tuple[int, ...]] = []
-
-    def timed(widths: np.ndarray, speed: float) -> Timed:
-        ms = speed * float(chain_cost(widths[None])[0])
-        return Timed(ms, (0.99 * ms, 1.01 * ms), 30_000.0)
-
-    def confirm(widths: np.ndarray) -> Timed:
-        confirmed.append(tuple(widths.tolist()))
-        return timed(widths, 1.1)
-
-    def measure(widths: np.ndarray) -> Timed:
-        return timed(widths, 1.0)
-
-    found = allocate(WIDE, values, [budget], measure, confirm)
-    alone = allocate(WIDE, values, [budget], measure)
-    chosen = found.chosen
-    assert chosen is not None
-    assert alone.chosen is not None
-    assert 1.06 <= timed(alone.widths, 1.1).measured_ms / 30_000.0
-    assert 2 <= len(set(confirmed)) == len(confirmed) <= CONFIRMATIONS
-    assert chosen.widths in confirmed
-    assert timed(found.widths, 1.1).measured_ms / 30_000.0 <= 1.04  # half of the miss is gone
-
-
-@pytest.mark.parametrize("last_is_slow", [False, True])
-def test_rounds_of_a_disturbed_machine_count_less(last_is_slow: bool) -> None:
-    """At times all is slower by a quarter, and the pruned network by 15% more than the dense one.
-    What it takes at the other times is what counts."""
-    budget = ModelledLatency(ChainModel(), 30_000.0)  # pyright: ignore[reportArgumentType]
-    slow = iter([True, False, True, False, True, last_is_slow, False])
-
-    def measure(widths: np.ndarray) -> Timed:
-        ms = float(chain_cost(widths[None])[0])
-        if next(slow):
-            return Timed(1.25 * 1.15 * ms, (0.0, np.inf), 1.25 * 30_000.0, dense_ms=75_000.0)
-        return Timed(ms, (0.99 * ms, 1.01 * ms), 30_000.0, dense_ms=60_000.0)
-
-    values = closeness(WIDE, np.full(6, 100.0))
-    found = allocate(WIDE, values, [budget], measure)
-    assert abs(float(chain_cost(found.widths[None])[0]) / 30_000.0 - AIM) < 0.03
-    evenly = TargetLoop()
-    for turn in found.rounds:
-        evenly.add(dataclasses.replace(turn, timed=dataclasses.replace(turn.timed, dense_ms=None)))
-    assert evenly.correction > 1.06  # what all rounds alike would have corrected by
-
-
-def test_a_disturbed_last_measurement_is_taken_again() -> None:
-    budget = ModelledLatency(ChainModel(), 30_000.0)  # pyright: ignore[reportArgumentType]
-    slow = iter([True, False])
-    confirmed: list[tuple[int, ...]] = []
-
-    def measure(widths: np.ndarray) -> Timed:
-        ms = float(chain_cost(widths[None])[0])
-        return Timed(ms, (ms, ms), 30_000.0, dense_ms=60_000.0)
-
-    def confirm(widths: np.ndarray) -> Timed:
-        confirmed.append(tuple(widths.tolist()))
-        found = measure(widths)
-        if not next(slow):
-            return found
-        ms = 1.4 * 1.05 * found.measured_ms
-        return Timed(ms, (ms, ms), 1.4 * 30_000.0, dense_ms=84_000.0)
-
-    values = closeness(WIDE, np.full(6, 100.0))
-    found = allocate(WIDE, values, [budget], measure, confirm)
-    assert len(confirmed) == 2
-    assert found.chosen is not None
-    assert found.chosen.timed.dense_ms == 60_000.0
-    assert 0.96 <= found.chosen.use <= 1.0
-
-
-def test_what_the_last_measurement_proves_is_taken() -> None:
-    """The loop believes the first network again once the second was measured; its own measurement
-    did not, and that one is proven."""
-    budget = ModelledLatency(ChainModel(), 30_000.0)  # pyright: ignore[reportArgumentType]
-    uses = iter([0.979, 0.979, 0.979])
-    last = iter([(1.015, 1.03, 1.045), (0.955, 0.97, 0.985)])
-
-    def at(low: float, use: float, high: float) -> Timed:
-        return Timed(use * 30_000.0, (low * 30_000.0, high * 30_000.0), 30_000.0)
-
-    def measure(widths: np.ndarray) -> Timed:
-        use = next(uses)
-        return at(use, use, use)
-
-    confirmed: list[tuple[int, ...]] = []
-
-    def confirm(widths: np.ndarray) -> Timed:
-        confirmed.append(tuple(widths.tolist()))
-        return at(*next(last))
-
-    values = closeness(WIDE, np.full(6, 100.0))
-    found = allocate(WIDE, values, [budget], measure, confirm)
-    assert len(confirmed) == 2
-    assert tuple(found.widths.tolist()) == confirmed[1]
-
-
-def test_corrections_that_rule_everything_out_end_with_the_best_there_is() -> None:
-    """The device is 20% slower than the model: nothing is at the target, the least is nearest."""
-    least = float(chain_cost(WIDE.least[None])[0])
-    budget = ModelledLatency(ChainModel(), 1.01 * least)  # pyright: ignore[reportArgumentType]
-
-    def measure(widths: np.ndarray) -> Timed:
-        ms = 1.2 * float(chain_cost(widths[None])[0])
-        return Timed(ms, (ms, ms), 1.01 * least)
-
-    for confirm in (None, measure):
-        values = closeness(WIDE, np.full(6, 100.0))
-        found = allocate(WIDE, values, [budget], measure, confirm)
-        assert found.widths.tolist() == WIDE.least.tolist()
-    with pytest.raises(InfeasibleBudget):
-        allocate(WIDE, values, [dataclasses.replace(budget, target=0.9 * least)], measure)
-
-
-def test_without_noise_the_loop_ends_just_under_the_target() -> None:
-    budget = ModelledLatency(ChainModel(), 30_000.0)  # pyright: ignore[reportArgumentType]
-    confirmed: list[np.ndarray] = []
-
-    def measure(widths: np.ndarray) -> Timed:
-        ms = float(chain_cost(widths[None])[0])
-        return Timed(ms, (ms, ms), 30_000.0)
-
-    def confirm(widths: np.ndarray) -> Timed:
-        confirmed.append(widths)
-        return measure(widths)
-
-    found = allocate(WIDE, closeness(WIDE, np.full(6, 100.0)), [budget], measure, confirm)
-    assert confirmed[-1].tolist() == found.widths.tolist()
-    assert len(confirmed) <= 2
-    assert found.chosen is not None
-    assert 0.98 <= found.chosen.use <= 1.0  # a device without noise: nearer than a noisy one's aim
-    assert found.rounds[-1].widths == tuple(found.widths.tolist())
-
-
-def test_the_loop_follows_a_target_that_drifts_with_the_machine() -> None:
-    budget = ModelledLatency(ChainModel(), 30_000.0)  # pyright: ignore[reportArgumentType]
-
-    def measure(widths: np.ndarray) -> Timed:
-        ms = 1.25 * float(chain_cost(widths[None])[0])  # everything is 25% slower now,
-        return Timed(ms, (ms, ms), 1.25 * 30_000.0)  # the dense network too
-
-    found = allocate(WIDE, closeness(WIDE, np.full(6, 100.0)), [budget], measure)
-    assert max(abs(r.log_error) for r in found.rounds) < 1e-9
-    assert found.chosen is not None
-    assert 0.97 <= found.chosen.use <= 1.0
-
-
-def test_uniform_widths_are_near_one_keep_ratio() -> None:
-    budget = ModelledLatency(ChainModel(), 30_000.0)  # pyright: ignore[reportArgumentType]
-    found = allocate_uniform(WIDE, [budget])
-    assert found.costs["latency"] <= 30_000.0
-    assert found.widths.max() - found.widths.min() <= 16

@@ -6,13 +6,14 @@ widths within a limit, they are timed, and the limit is corrected by the miss.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from dsa_hw.budgets import ModelledLatency
-from dsa_hw.closed_loop import Allocation, LoopRound, Measure, TargetLoop
+from dsa_hw.closed_loop import Allocation, Measure
+from dsa_hw.target_loop import LoopRound, TargetLoop, widths_within
 
 Solve = Callable[[float], np.ndarray]
 """Limit on the modelled latency, ms -> (groups,) widths within it."""
@@ -26,14 +27,18 @@ def reach_target(solve: Solve, budget: ModelledLatency, measure: Measure) -> All
     """
     loop = TargetLoop()
 
-    def within(correction: float, aim: float) -> np.ndarray:
-        return solve(aim * budget.target / correction)
+    def within(aims: Sequence[float]) -> np.ndarray:
+        return solve(aims[0] * budget.target / loop.correction)
 
-    while (widths := loop.next_widths(within)) is not None:
+    while (found := widths_within([loop], within)) is not None:
+        widths, (aim,) = found
         correction = loop.correction
         predicted_ms = correction * _modelled_ms(budget, widths)
         own = tuple(int(w) for w in widths)
-        turn = LoopRound(own, predicted_ms, correction, budget.target, measure(widths))
+        timed = measure(widths)
+        turn = LoopRound(
+            own, predicted_ms, correction, budget.target, timed, aim=aim, budget=budget.name
+        )
         if loop.add(turn):
             break
     best = loop.best

@@ -14,20 +14,20 @@ from torch import nn
 
 from dsa_hw.baselines import LATENCY_DSA, Workbench, find_method
 from dsa_hw.budgets import ModelledLatency
-from dsa_hw.closed_loop import Measure, Timed
+from dsa_hw.closed_loop import Measure, Refine
 from dsa_hw.comparison.cells import DENSE_WEIGHTS, Cell
 from dsa_hw.comparison.shared_training import SHARED, WAITING, SharedTraining
 from dsa_hw.config import PruneConfig
 from dsa_hw.console import Progress
 from dsa_hw.durable_files import replace_file
 from dsa_hw.errors import InfeasibleBudget
-from dsa_hw.pipeline import Dense, Run, Small, build_model, masked_difference, small_of
+from dsa_hw.pipeline import Dense, LastTiming, Run, Small, build_model, masked_difference, small_of
 from dsa_hw.profiling import ProfiledNetwork
 from dsa_hw.run_folder import RESULT_FILE, RunFolder, Stopwatch
+from dsa_hw.target_loop import Timed
 from dsa_hw.training import Stage, Trainer
 from profilers.backends import Backend
 from profilers.table import LatencyTable
-from profilers.timing import Measurement
 
 LATENCY_DSA_TITLE = "DSA on latency"
 
@@ -139,11 +139,15 @@ class CellRun(Run):
 
         return measure
 
+    def _refine(self) -> dict[str, Refine]:
+        """None: the closed loop is the same for all methods, and most have no model to refine."""
+        return {}
+
     def _export(self, small: nn.Module) -> float:
         with self._alone():  # it runs the network
             return super()._export(small)
 
-    def _time(self) -> dict[str, Measurement]:
+    def _time(self) -> LastTiming:
         with self._alone():
             return super()._time()
 
@@ -160,12 +164,12 @@ class CellRun(Run):
     def _result(
         self,
         small: Small,
-        measured: dict[str, Measurement],
+        last: LastTiming,
         dense_accuracy: float | None,
         accuracy: float | None,
         onnx_difference: float,
     ) -> dict[str, Any]:
-        result = super()._result(small, measured, dense_accuracy, accuracy, onnx_difference)
+        result = super()._result(small, last, dense_accuracy, accuracy, onnx_difference)
         result["seconds"]["search"] += self.watch.seconds.get(SHARED, 0.0)
         return result | self._method_record()
 

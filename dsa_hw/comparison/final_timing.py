@@ -69,5 +69,6 @@ def _timed(
         record[name] = {
             "measured_ms": measured.median_ms, "ci95_ms": list(measured.ci95_ms),
             "ratio": value, "ratio_ci95": list(interval), "warning": measured.warning,
+            "settled": measured.settled, "disturbed": measured.disturbed,
         }  # fmt: skip
     return record

@@ -15,7 +15,6 @@ import torch
 
 from dsa_hw.baselines import LATENCY_DSA
 from dsa_hw.budgets import count, flops_budget, params_budget
-from dsa_hw.closed_loop import is_met
 from dsa_hw.comparison.cell_run import method_title
 from dsa_hw.comparison.cells import DENSE, Cell, Target, method_names, plan, targets
 from dsa_hw.comparison.final_timing import DENSE_NETWORK, TIMING, timing_name
@@ -27,6 +26,7 @@ from dsa_hw.profiling import ProfiledNetwork
 from dsa_hw.run_folder import RESULT_FILE, RunFolder
 from dsa_hw.shares import group_shares
 from dsa_hw.training_precision import training_precision
+from dsa_hw.verdict import flag, verdict_of
 from profilers.steps import canonical_layers, sweep_keys
 from profilers.table import LatencyTable
 
@@ -149,7 +149,7 @@ def _cell_record(cell: Cell, result: Record, sweep: Path) -> Record:
     return record | {
         "measured_ms": pruned["measured_ms"], "ci95_low_ms": low, "ci95_high_ms": high,
         "ratio": result["ratio"]["measured"], "dense_ms": result["dense"]["measured_ms"],
-        "met": result["met"],
+        "met": result["met"], "verdict": result.get("verdict"),
     }  # fmt: skip
 
 
@@ -159,13 +159,13 @@ def _timed_together(target: Target, own: Record, dense: Record) -> Record:
     low, high = own["ci95_ms"]
     use = (low / target_ms, high / target_ms)
     if target.ratio is not None:
-        low, high = own["ratio_ci95"]
-        use = (low / target.ratio, high / target.ratio)
-    low, high = own["ci95_ms"]
+        least, most = own["ratio_ci95"]
+        use = (least / target.ratio, most / target.ratio)
+    verdict = verdict_of(use, settled=own.get("settled", True) and dense.get("settled", True))
     return {
         "measured_ms": own["measured_ms"], "ci95_low_ms": low, "ci95_high_ms": high,
         "ratio": own["ratio"], "dense_ms": dense["measured_ms"], "target_ms": target_ms,
-        "met": is_met(use),
+        "met": flag(verdict), "verdict": verdict,
     }  # fmt: skip
 
 
@@ -182,7 +182,8 @@ def _row(method: str, label: str, records: Sequence[Record]) -> Record:
         **mean_and_error("flops", [r["flops"] for r in reached]),
         "params": statistics.fmean([r["params"] for r in reached]) if reached else None,
         "target_ms": statistics.fmean([r["target_ms"] for r in reached]) if reached else None,
-        "met": sum(bool(r["met"]) for r in reached),
+        "met": sum(r["met"] is True for r in reached),
+        "undecided": sum(r["met"] is None for r in reached),
         "minutes": statistics.fmean([r["minutes"] for r in reached]) if reached else None,
     }  # fmt: skip
 

@@ -23,7 +23,7 @@ white-space:nowrap;max-width:100%;
 border:1.5px solid currentColor}
 .badge.met{color:var(--met);background:var(--met-back)}
 .badge.missed{color:var(--missed);background:var(--missed-back)}
-.badge.unknown,.badge.under{color:var(--muted);background:var(--shade)}
+.badge.unknown,.badge.undecided{color:var(--muted);background:var(--shade)}
 nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;list-style:none;margin:0 0 1.4rem;padding:0;
 font-size:.92rem}
 a{color:var(--pruned)}

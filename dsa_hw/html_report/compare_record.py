@@ -38,6 +38,7 @@ class MethodRow:
     runs: float | None
     infeasible: float | None
     met: float | None
+    undecided: float | None
     accuracy: float | None
     accuracy_error: float | None
     measured_ms: float | None
@@ -93,6 +94,7 @@ class RunPoint:
     ci95_ms: Interval | None
     ratio: float | None
     met: bool | None
+    verdict: str | None
     flops: float | None
     params: float | None
     minutes: float | None
@@ -213,6 +215,7 @@ def _row(item: Fields) -> MethodRow:
         runs=item.number("runs"),
         infeasible=item.number("infeasible"),
         met=item.number("met"),
+        undecided=item.number("undecided"),
         accuracy=item.number("accuracy"),
         accuracy_error=item.number("accuracy_standard_error"),
         measured_ms=item.number("measured_ms"),
@@ -261,6 +264,7 @@ def _cell(item: Fields) -> RunPoint:
         ci95_ms=None if low is None or high is None else (low, high),
         ratio=item.number("ratio"),
         met=item.flag("met"),
+        verdict=item.text("verdict"),
         flops=item.number("flops"),
         params=item.number("params"),
         minutes=item.number("minutes"),

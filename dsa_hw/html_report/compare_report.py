@@ -246,6 +246,8 @@ def _method_line(row: MethodRow) -> tuple[Cell, ...]:
         why = "cannot reach it" if row.infeasible else "not finished"
         return (name, no_cell(why), *(no_cell() for _ in range(7)))
     met = f"{row.met or 0:g} of {row.runs or 0:g}"
+    if row.undecided:
+        met += f" ({row.undecided:g} undecided)"
     return (
         name,
         number_cell(f"{100 * row.accuracy:.2f}", 100 * row.accuracy, is_key=True),
@@ -502,6 +504,8 @@ def _runs_section(record: ComparisonRecord) -> Section | Absent:
 
 def _run_line(cell: RunPoint) -> tuple[Cell, ...]:
     met = {True: "yes", False: "no", None: "not reached"}[cell.met]
+    if cell.verdict == "undecided":
+        met = cell.verdict
     return (
         Cell(cell.cell, cell.cell),
         _number(cell.seed, lambda v: f"{v:g}"),

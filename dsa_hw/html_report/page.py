@@ -12,8 +12,8 @@ from dsa_hw.html_report.palette import css_variables
 
 BADGES = {
     "met": "✓ Target met",
-    "under": "Under the target by more than 2 %",
     "missed": "✕ Target missed",
+    "undecided": "Target undecided",
     "unknown": "Target not checked",
 }
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")

@@ -124,13 +124,30 @@ class RunLog:
 
 
 @dataclass(frozen=True, slots=True)
+class NextStep:
+    """The cheapest step up of one group that did not fit.
+
+    Args:
+        extra: what it would cost, as a part of the latency target.
+    """
+
+    group: str
+    width: float | None
+    next_width: float | None
+    extra: float
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """A run folder. ``problems`` lists what could not be read and was left out."""
 
     folder: str
     setting: Setting
     seed: str | None
-    met: bool | None
+    verdict: str | None
+    verdict_reason: str | None
+    headroom: float | None
+    next_step: NextStep | None
     target_ms: float | None
     dense: NetworkFigures
     pruned: NetworkFigures
@@ -160,7 +177,10 @@ def read_run(run_dir: Path) -> RunRecord:
         folder=run_dir.resolve().name,
         setting=Setting.read(result),
         seed=result.shown("seed"),
-        met=result.flag("met"),
+        verdict=_read_verdict(result),
+        verdict_reason=result.text("verdict_reason"),
+        headroom=_read_headroom(result),
+        next_step=_read_next_step(result),
         target_ms=result.number("target_ms"),
         dense=NetworkFigures.read(result.object("dense") or Fields({})),
         pruned=NetworkFigures.read(result.object("pruned") or Fields({})),
@@ -177,6 +197,31 @@ def read_run(run_dir: Path) -> RunRecord:
         config_text=read_text(run_dir / "config.yaml"),
         problems=tuple(result.problems),
     )
+
+
+def _read_verdict(result: Fields) -> str | None:
+    """``met``, ``missed`` or ``undecided``; older runs say only whether it was met."""
+    verdict, met = result.text("verdict"), result.flag("met")
+    if verdict in ("met", "missed", "undecided"):
+        return verdict
+    return None if met is None else "met" if met else "missed"
+
+
+def _read_headroom(result: Fields) -> float | None:
+    """The part of the latency target that is left."""
+    headroom = result.object("headroom")
+    return None if headroom is None else headroom.number("latency")
+
+
+def _read_next_step(result: Fields) -> NextStep | None:
+    step = result.object("next_step")
+    if step is None:
+        return None
+    extra = (step.object("extra") or Fields({})).number("latency")
+    group = step.text("group")
+    if extra is None or group is None:
+        return None
+    return NextStep(group, step.number("width"), step.number("next_width"), extra)
 
 
 def _read_seconds(result: Fields) -> tuple[tuple[str, float | None], ...]:

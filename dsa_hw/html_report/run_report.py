@@ -28,6 +28,7 @@ from dsa_hw.html_report.formatting import (
 )
 from dsa_hw.html_report.page import Cell, Headline, Section, Table, no_cell, number_cell
 from dsa_hw.html_report.run_record import NetworkFigures, RunRecord, SearchStep, read_run
+from dsa_hw.verdict import verdict_of
 
 NOT_MEASURED = "not measured"
 
@@ -103,17 +104,13 @@ def _sentence(run: RunRecord) -> str:
 
 
 def _badge(run: RunRecord) -> str:
-    """What the run says; where it does not say, at or under the target is met.
-
-    A network faster than the target by more than is promised has not missed it.
-    """
-    met, faster = run.met, None
-    if run.target_ms is not None and run.pruned.measured_ms is not None:
-        faster = run.pruned.measured_ms <= run.target_ms
-    if met is False and faster:
-        return "under"
-    met = faster if met is None else met
-    return "unknown" if met is None else "met" if met else "missed"
+    """What the run says. Where it does not say, its interval does; a number alone says nothing."""
+    if run.verdict is not None:
+        return run.verdict
+    if run.target_ms and run.pruned.ci95_ms is not None:
+        low, high = run.pruned.ci95_ms
+        return verdict_of((low / run.target_ms, high / run.target_ms))
+    return "unknown"
 
 
 def _proof(run: RunRecord) -> tuple[str, ...]:
@@ -125,6 +122,14 @@ def _proof(run: RunRecord) -> tuple[str, ...]:
         side = "above" if gap > 0 else "under"
         within = f" (95 % interval {show_interval(interval)} ms)" if interval else ""
         facts.append(f"{abs(gap):.1f} % {side} the target{within}")
+    if run.verdict == "undecided" and run.verdict_reason:
+        facts.append(run.verdict_reason)
+    if run.headroom is not None and run.next_step is not None:
+        step = run.next_step
+        facts.append(
+            f"as predicted, {100 * run.headroom:.1f} % of the target is left, and the next step up "
+            f"({step.group}) would cost {100 * step.extra:.1f} %"
+        )
     if measured_ms and run.dense.measured_ms:
         facts.append(
             f"{run.dense.measured_ms / measured_ms:.2f}{TIMES} as fast as the dense network"
