@@ -82,7 +82,13 @@ def cut_branches(model: nn.Module, branches: Sequence[Branch]) -> nn.Module:
             for b in branches
             if b.owner == owner
         ]
-        smaller = _without(model.get_submodule(owner), gone, owner)
+        try:
+            module = model.get_submodule(owner)
+        except AttributeError as error:
+            raise UnsupportedModel(
+                f"{type(model).__name__} has no module {owner!r} that a branch could be removed of"
+            ) from error
+        smaller = _without(module, gone, owner)
         if not owner:
             return smaller
         parent, _, name = owner.rpartition(".")

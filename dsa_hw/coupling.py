@@ -32,6 +32,9 @@ Side = tuple[str, str]
 
 PRUNABLE_TYPES = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
 
+NETWORK_OUTPUT = "network output"
+"""Why the channels of an output stay."""
+
 Pair = tuple[Side, np.ndarray, Side, np.ndarray]
 """Channels of one side and, as many, those of another that go with them."""
 Stay = tuple[Side, np.ndarray, str]
@@ -169,7 +172,10 @@ def _trace(model: nn.Module, example_inputs: torch.Tensor) -> _Trace:
     for group in groups:
         root_module = group[0].dep.target.module
         root: Side = (names[root_module], "out")
-        trace.sizes[root] = _channels(root_module, "out")
+        whole = np.arange(_channels(root_module, "out"))
+        trace.sizes[root] = len(whole)
+        if not graph.module2node[root_module].outputs:
+            trace.stays.append((root, whole, NETWORK_OUTPUT))
         for item in group:
             _read_item(trace, graph, item, root, names)
     return trace
@@ -229,7 +235,7 @@ def _why_it_stays(module: nn.Module, names: Mapping[nn.Module, str]) -> str | No
             f"(shape {tuple(module.shape)})"
         )
     if isinstance(module, ops._OutputOp):
-        return "they are a part of the network's output"
+        return NETWORK_OUTPUT
     if isinstance(module, (ops._SplitOp, ops._UnbindOp)):
         return "the network splits them into parts of fixed size"
     if isinstance(module, ops._SliceOp) and not _takes_all(module):
@@ -383,13 +389,13 @@ def _reasons(
     for index, group in enumerate(groups):
         members = [*group.layers, *normed.get(index, ())]
         excluded = [n for n in members if any(fnmatch.fnmatch(n, p) for p in exclude)]
-        if index not in read:
-            reasons[index] = "network output"
-        elif excluded:
+        if excluded:
             reasons[index] = f"excluded ({excluded[0]})"
     for side, channels, reason in stays:
         for index in set(maps[side].group[channels].tolist()) - {-1}:
             reasons.setdefault(index, reason)
+    for index in set(range(len(groups))) - read:
+        reasons.setdefault(index, "no layer that reads them could be traced")
     return reasons
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from dsa_hw.branch_surgery import locate_branches
 from dsa_hw.branches import Branch
-from dsa_hw.coupling import Coupling, find_coupling
+from dsa_hw.coupling import NETWORK_OUTPUT, Coupling, find_coupling
 from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.dry_cut import DryCut, frozen_summary, make_probe
 from dsa_hw.onnx_branches import Region
@@ -75,7 +75,7 @@ def frozen_note(graph: DeployedGraph) -> list[str]:
     """What a user should know of channels that keep their number, apart from the outputs."""
     coupling = graph.coupling
     expected = Coupling(
-        tuple(g for g in coupling.groups if g.frozen != "network output"), coupling.maps
+        tuple(g for g in coupling.groups if g.frozen != NETWORK_OUTPUT), coupling.maps
     )
     frozen = sum(g.frozen is not None for g in expected.groups)
     if not frozen:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dsa_hw.agreement import masked_and_cut_difference, random_batches
 from dsa_hw.around_allocation import refine_around
 from dsa_hw.branches import Branch, removed_branches
 from dsa_hw.budget_registry import BUDGETS, BudgetSetting
@@ -39,7 +40,7 @@ from dsa_hw.finished_search import FinishedSearch, config_of, load_finished_sear
 from dsa_hw.html_report import write_run_report
 from dsa_hw.html_report.fields import read_json_lines
 from dsa_hw.importance import AtomImportance, chosen_importance
-from dsa_hw.inventory import fixed_branches_warning, take_inventory
+from dsa_hw.inventory import fixed_branches_warning, frozen_note, take_inventory
 from dsa_hw.masks import ChannelMasks, hard_masks
 from dsa_hw.models import default_input_shape, resolve_model
 from dsa_hw.processes import Processes, trains_on_cpu
@@ -49,13 +50,18 @@ from dsa_hw.run_folder import LOG_FILE, ONNX_FILE, RESULT_FILE, RunFolder, Stopw
 from dsa_hw.run_result import finished_result
 from dsa_hw.search import DSAPruner, SearchSettings, outputs_of
 from dsa_hw.shared_run_folder import SharedRunFolder
-from dsa_hw.surgery import Keep, keep_most_important, remove_channels, save_pruned
+from dsa_hw.surgery import (
+    Keep,
+    keep_most_important,
+    refuse_not_finite,
+    remove_channels,
+    save_pruned,
+)
 from dsa_hw.table_folder import table_folder
 from dsa_hw.target_loop import LoopRound, Timed, verdict_sentence
 from dsa_hw.training import Stage, Trainer
 from dsa_hw.training_precision import slow_precision_warning
 from dsa_hw.validation import (
-    AGREEMENT,
     LAST_HALF_WIDTH_PCT,
     LAST_LEAST_ROUNDS,
     Target,
@@ -147,6 +153,8 @@ def build_model(config: ModelConfig, num_classes: int | None = None) -> nn.Modul
             raise UserError(
                 f"{config.weights} does not fit {config.model}: {str(error).splitlines()[0]}"
             ) from error
+    source = config.weights if isinstance(config, PruneConfig) and config.weights else config.model
+    refuse_not_finite(model, source)
     return model
 
 
@@ -259,6 +267,8 @@ def _prune(
         progress.say(f"warning: {warning}")
     learned = processes.from_main(lambda: load_finished_search(config))
     dense = processes.together(lambda: load_dense(config))
+    for note in frozen_note(dense.graph):
+        progress.say(note)
     known = processes.from_main(
         lambda: _know_device(config, dense, progress),
         told=lambda known: replace(known, backend=None),
@@ -658,7 +668,7 @@ class Run:
 
         def cut() -> Small:
             with self.watch.measure("search"):
-                found = pruner.finish_with_report(self._measure(), self._refine())
+                found = pruner.finish_with_report(self._measure(), refine=self._refine())
             return small_of(
                 found.model, found.allocation, found.keep, found.keep_ratios.tolist(),
                 found.masked_vs_pruned_max_abs,
@@ -811,7 +821,6 @@ class Run:
             + slow_precision_warning(config)
             + unknown_operations_warning(graph)
             + fixed_branches_warning(graph)
-            + self._difference_warning(small)
             + disturbed_warning(small.rounds, dense.median_ms, self.folder.path)
             + [w for m in last.measured.values() if (w := m.warning)]
             + _logged_warnings(self.folder)
@@ -879,21 +888,6 @@ class Run:
     def _training(self) -> dict[str, str]:
         return {"training_precision": self.trainer.precision} if self.trainer else {}
 
-    def _difference_warning(self, small: Small) -> list[str]:
-        difference = small.masked_vs_pruned_max_abs
-        if difference is None:
-            return []
-        magnitude = max(1.0, float(outputs_of(small.model, self.dense.example).abs().max()))
-        on_cuda = self.trainer is not None and self.trainer.device.type == "cuda"
-        limit = AGREEMENT["fp16" if on_cuda else "fp32"]
-        if difference <= limit * magnitude:
-            return []
-        return [
-            f"the pruned network's outputs differ from the masked network's by {difference:.2g} on "
-            f"the example, whose largest is {magnitude:.2g}: removing channels did not do what "
-            "masking them did; please report the model"
-        ]
-
     def _next_step(self, small: Small) -> dict[str, Any] | None:
         """With the group's name in place of its index."""
         if small.next_step is None:
@@ -917,7 +911,7 @@ class Run:
             {
                 "name": group.name, "dense_width": group.dense_width, "width": width,
                 "step": step, "keep_ratio": keep_ratio, "members": list(group.layers),
-                "frozen": group.frozen,
+                "frozen": group.frozen, "frozen_reason": group.frozen,
             }
             for group, width, step, keep_ratio in rows
         ]  # fmt: skip
@@ -1054,14 +1048,19 @@ def disturbed_warning(rounds: list[dict[str, Any]], dense_ms: float, run: Path) 
 def masked_difference(
     model: nn.Module, small: nn.Module, graph: DeployedGraph, keep: Keep, example: torch.Tensor
 ) -> float:
-    """Largest difference between the masked dense network and the pruned one."""
+    """Largest difference between the masked dense network and the pruned one, on random inputs.
+
+    Raises:
+        UnsupportedModel: it is more than rounding explains.
+    """
     masks = ChannelMasks(model, graph.coupling, example, branches=graph.branches)
     masks.set(*hard_masks(graph.coupling, graph.branches, keep))
+    batches = random_batches(example)
     try:
-        masked = outputs_of(model, example)
+        masked = [outputs_of(model, batch) for batch in batches]
     finally:
         masks.remove()
-    return float((masked - outputs_of(small, example)).abs().max())
+    return masked_and_cut_difference(masked, [outputs_of(small, batch) for batch in batches])
 
 
 def _logged_warnings(folder: RunFolder) -> list[str]:

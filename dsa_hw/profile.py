@@ -11,7 +11,7 @@ from dsa_hw.config import ProfileConfig
 
 def _run(config: ProfileConfig) -> int:
     from dsa_hw.console import Progress
-    from dsa_hw.inventory import fixed_branches_warning, take_inventory
+    from dsa_hw.inventory import fixed_branches_warning, frozen_note, take_inventory
     from dsa_hw.pipeline import (
         build_model,
         configured_backend,
@@ -31,6 +31,8 @@ def _run(config: ProfileConfig) -> int:
     graph = take_inventory(
         model, example, precision=config.precision, remove_branches=config.remove_branches
     )
+    for note in frozen_note(graph):
+        progress.say(note)
     for warning in unknown_operations_warning(graph) + fixed_branches_warning(graph):
         progress.say(f"warning: {warning}")
     table = configured_table(config, backend)

@@ -36,6 +36,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dsa_hw.agreement import masked_and_cut_difference, random_batches
 from dsa_hw.batch_norms import retake_statistics
 from dsa_hw.branch_gates import BranchGates
 from dsa_hw.branches import Branch, removed_branches
@@ -577,7 +578,11 @@ class DSAPruner:
         return ratios * np.array(self.graph.dense_widths)
 
     def finish_at(self, allocation: Allocation) -> Pruned:
-        """Remove the channels down to an allocation's widths."""
+        """Remove the channels down to an allocation's widths.
+
+        Raises:
+            UnsupportedModel: what is left does not compute what it computed under the masks.
+        """
         ratios = self.keep_ratios.detach().cpu().numpy().astype(float)
         if not self.searching:
             self._warn("the search never began: too few steps; keep ratios are all 1")
@@ -589,14 +594,15 @@ class DSAPruner:
         self._masks.remove()
         branches = self.graph.branches
         small = remove_channels(self._model, self.coupling, keep, branches)
-        difference = float((masked - outputs_of(small, self._example)).abs().max())
+        cut = [outputs_of(small, batch) for batch in random_batches(self._example)]
+        difference = masked_and_cut_difference(masked, cut)
         gone = removed_branches(branches, allocation.widths.tolist())
         return Pruned(small, allocation, keep, ratios, difference, gone)
 
-    def _outputs_with(self, keep: Keep) -> Tensor:
+    def _outputs_with(self, keep: Keep) -> list[Tensor]:
         masks, gates = hard_masks(self.coupling, self.graph.branches, keep)
         self._masks.set(masks.to(self._dense.device), gates.to(self._dense.device))
-        return outputs_of(self._model, self._example)
+        return [outputs_of(self._model, batch) for batch in random_batches(self._example)]
 
     # -- resume --------------------------------------------------------------------------------
 

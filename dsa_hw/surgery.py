@@ -7,10 +7,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -18,7 +18,8 @@ from dsa_hw.branch_surgery import cut_branches
 from dsa_hw.branches import Branch, removed_branches
 from dsa_hw.coupling import Coupling, find_coupling
 from dsa_hw.durable_files import replace_file
-from dsa_hw.errors import RunFolderError
+from dsa_hw.errors import RunFolderError, UnsupportedModel, UserError
+from dsa_hw.saved_widths import kept_atoms, network_digest, read_widths
 
 WIDTHS_FILE = "widths.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -142,6 +143,7 @@ def save_pruned(
     ]
     content = {
         "version": 1,
+        "network": network_digest(coupling),
         "input_shape": list(example_inputs.shape),
         "exclude": list(exclude),
         "groups": groups,
@@ -160,39 +162,48 @@ def load_pruned(model: nn.Module, run_dir: str | Path) -> nn.Module:
         run_dir: holds ``widths.json`` and ``weights.safetensors``.
 
     Raises:
-        RunFolderError: files are missing, or belong to another network.
+        RunFolderError: files are missing or damaged, or belong to another network.
     """
     run_dir = Path(run_dir)
     for name in (WIDTHS_FILE, WEIGHTS_FILE):
         if not (run_dir / name).is_file():
             raise RunFolderError(f"{run_dir} holds no pruned network ({name} is missing)")
-    content = json.loads((run_dir / WIDTHS_FILE).read_text(encoding="utf-8"))
+    saved = read_widths(run_dir / WIDTHS_FILE)
     parameter = next(model.parameters())
-    example = torch.zeros(content["input_shape"], device=parameter.device, dtype=parameter.dtype)
-    coupling = find_coupling(model, example, content["exclude"])
-    keep = []
-    if len(coupling.groups) != len(content["groups"]):
+    example = torch.zeros(saved.traced_shape, device=parameter.device, dtype=parameter.dtype)
+    try:
+        coupling = find_coupling(model, example, saved.exclude)
+    except UnsupportedModel as error:
         raise RunFolderError(
-            f"{run_dir} was made from another network: it has {len(content['groups'])} groups of "
-            f"channels, and this {type(model).__name__} has {len(coupling.groups)}"
-        )
-    for group, saved in zip(coupling.groups, content["groups"], strict=True):
-        if (group.name, group.dense_width) != (saved["name"], saved["dense_width"]):
-            raise RunFolderError(
-                f"{run_dir} was made from another network: its group {saved['name']} has "
-                f"{saved['dense_width']} channels, where this one has {group.name} with "
-                f"{group.dense_width}"
-            )
-        kept = np.zeros(group.atoms, bool)
-        kept[np.array(saved["kept"], int) // group.atom_channels] = True
-        keep.append(kept)
-    branches = [_branch(saved) for saved in content.get("removed_branches", ())]
-    small = remove_channels(model, coupling, keep, branches)
-    small.load_state_dict(load_file(run_dir / WEIGHTS_FILE))
+            f"{run_dir / WIDTHS_FILE} says that inputs are of shape {list(saved.input_shape)}, and "
+            f"this {type(model).__name__} does not run on them: {error}"
+        ) from error
+    keep = kept_atoms(saved, coupling, f"{run_dir} was made from another network")
+    try:
+        small = remove_channels(model, coupling, keep, saved.removed_branches)
+        small.load_state_dict(load_file(run_dir / WEIGHTS_FILE))
+    except (UnsupportedModel, ValueError, RuntimeError, SafetensorError) as error:
+        raise RunFolderError(
+            f"{run_dir} cannot be loaded into this {type(model).__name__}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    refuse_not_finite(small, str(run_dir / WEIGHTS_FILE))
     return small
 
 
-def _branch(saved: dict[str, Any]) -> Branch:
-    """A branch as ``asdict`` and JSON have left it."""
-    layers, groups = tuple(saved["layers"]), tuple(saved["groups"])
-    return Branch(saved["name"], layers, groups, saved["owner"], saved["end"])
+def refuse_not_finite(model: nn.Module, source: str) -> None:
+    """See that all weights and statistics are numbers.
+
+    Args:
+        source: where they come from, for the message.
+
+    Raises:
+        UserError: one is infinite or none; names the tensor.
+    """
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            wrong = int((~torch.isfinite(tensor)).sum())
+            raise UserError(
+                f"{source}: {wrong} of the {tensor.numel()} values of {name} are NaN or infinite; "
+                "importance and widths cannot be told from them"
+            )

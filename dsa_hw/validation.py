@@ -12,6 +12,7 @@ import onnx
 import torch
 from torch import nn
 
+from dsa_hw.agreement import AGREEMENT, disagreement, random_batches
 from dsa_hw.closed_loop import Measure
 from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.errors import UserError
@@ -36,10 +37,6 @@ LOOP_LEAST_ROUNDS = 8
 LAST_HALF_WIDTH_PCT = 0.5
 """The same of the last measurement, which gives the verdict (``verdict.TOLERANCE``)."""
 LAST_LEAST_ROUNDS = 12
-
-AGREEMENT = {"fp32": 1e-3, "fp16": 2e-2}
-"""Largest difference of a runtime's outputs from PyTorch's at float32, over their magnitude. On
-CUDA the runtimes' float32 is TF32 by default (10 bits of mantissa, as float16)."""
 
 
 def time_networks(
@@ -282,7 +279,8 @@ def export_checked(
     """Write ``model`` as ONNX and compare the runtime with PyTorch.
 
     Returns:
-        The largest absolute difference of the outputs, over their largest magnitude.
+        The largest absolute difference of the outputs on random inputs, over their standard
+        deviation.
 
     Raises:
         UserError: they differ by more than ``AGREEMENT`` of it: what was exported is not the
@@ -291,15 +289,15 @@ def export_checked(
     exported = export_onnx(model, example_inputs)
     partial = path.with_name(f".{path.name}.new")
     onnx.save(exported, partial)
-    expected = outputs_of(model, example_inputs).float().cpu().numpy()
-    got = backend.outputs(partial, example_inputs.float().cpu().numpy())
-    scale = max(1.0, float(np.abs(expected).max()))
-    difference = float(np.abs(expected - got).max()) / scale
+    batches = random_batches(example_inputs.float())
+    expected = [outputs_of(model, batch).float() for batch in batches]
+    got = [torch.from_numpy(backend.outputs(partial, b.cpu().numpy())) for b in batches]
+    difference = disagreement(expected, got)
     limit = _agreement(backend.provenance())
     if limit is not None and not difference <= limit:
         raise UserError(
             f"the exported network does not compute what PyTorch computes: outputs differ by "
-            f"{difference:.3g} of their range ({path})"
+            f"{difference:.3g} standard deviations of them ({path})"
         )
     partial.replace(path)
     return difference
