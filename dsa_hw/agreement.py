@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dsa_hw.errors import UnsupportedModel
+from dsa_hw.errors import UnsupportedModel, UserError
 
 LEAST_SAMPLES = 4
 """Inputs on which outputs are compared, at least: one may not reach what is wrong."""
@@ -53,9 +53,15 @@ def masked_and_cut_difference(masked: Sequence[Tensor], cut: Sequence[Tensor]) -
     """The largest absolute difference between the masked and the cut network's outputs.
 
     Raises:
+        UserError: the masked network's outputs are no numbers: training has diverged.
         UnsupportedModel: it is more than rounding explains: removing the channels did not do what
             masking them did, and what was learned under the masks does not hold for what is left.
     """
+    if not all(bool(torch.isfinite(outputs).all()) for outputs in masked):
+        raise UserError(
+            "the network's outputs are NaN or infinite before its channels are removed: training "
+            "has diverged; a lower --lr may help"
+        )
     apart = disagreement(masked, cut)
     limit = AGREEMENT["fp16" if masked[0].is_cuda else "fp32"]
     if not apart <= limit:

@@ -136,7 +136,7 @@ def _kept(group: Group, saved: SavedGroup, foreign: str, may_be_empty: bool) -> 
             f"{foreign}: its group {saved.name} keeps channels singly that can only be removed "
             f"{group.atom_channels} together"
         )
-    return atoms.all(1)
+    return np.asarray(atoms.all(1))
 
 
 class _Reader:

