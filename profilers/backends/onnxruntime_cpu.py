@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
     import onnx
 
 NCHWC_DOMAIN = "com.microsoft.nchwc"
+KEPT_BYTES = 2**28
+"""Of optimized layers that are kept for their next rounds: making one takes as long as a round."""
+LAYER_BYTES = 2**23
+"""Largest of them."""
+NOISE = 2**16
+"""Numbers of an input that differ: drawing millions of them takes longer than a round."""
 
 
 class OnnxRuntimeCpu:
@@ -36,6 +44,7 @@ class OnnxRuntimeCpu:
     def __init__(self, batch_size: int = 1, threads: int | None = None) -> None:
         self.batch_size = batch_size
         self.threads = threads or available_cpus()
+        self._layers: OrderedDict[bytes, bytes] = OrderedDict()
 
     def notes(self) -> tuple[str, ...]:
         """Nothing to say of the choice: there is one runtime on the CPU."""
@@ -77,13 +86,14 @@ class OnnxRuntimeCpu:
         be wrapped in a reorder to that layout and one back, which for a 7x7 stem is half of the
         time. So the layer is optimized first, as the runtime would, and the reorders cut off.
         """
-        if not _convolves(model):  # nothing that a linear layer hands on is blocked
-            with self.open(model) as runner:
+        key = hashlib.sha256(model).digest()
+        if key not in self._layers and not _convolves(model):
+            with self.open(model) as runner:  # nothing that a linear layer hands on is blocked
                 yield runner
             return
         options = self._options()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        with self._runner(without_reorders(self._optimized(model)), options) as runner:
+        with self._runner(self._as_inside(key, model), options) as runner:
             yield runner
 
     def outputs(self, model: bytes | Path, inputs: np.ndarray) -> np.ndarray:
@@ -106,12 +116,25 @@ class OnnxRuntimeCpu:
         session = self._session(model, options)
         rng = np.random.default_rng(0)
         feeds = {
-            i.name: rng.standard_normal(input_shape(i.name, i.shape, self.batch_size)).astype(
-                np.float32
+            i.name: np.resize(
+                rng.standard_normal(NOISE, dtype=np.float32),
+                input_shape(i.name, i.shape, self.batch_size),
             )
             for i in session.get_inputs()
         }
         yield Runner(lambda: session.run(None, feeds), watch=HostWatch())
+
+    def _as_inside(self, key: bytes, model: bytes) -> bytes:
+        """A layer optimized and without reorders; made once for its rounds in this process."""
+        if key not in self._layers:
+            ready = without_reorders(self._optimized(model))
+            if len(ready) > LAYER_BYTES:
+                return ready
+            self._layers[key] = ready
+            while sum(map(len, self._layers.values())) > KEPT_BYTES:
+                self._layers.popitem(last=False)
+        self._layers.move_to_end(key)
+        return self._layers[key]
 
     def _optimized(self, model: bytes) -> onnx.ModelProto:
         import onnx  # here: a worker that times whole networks starts faster without it
