@@ -169,11 +169,11 @@ def test_a_refined_model_is_measured_once(graph: DeployedGraph, dear: Profiled) 
     """The networks are in the table: a run that is resumed has them, and ends with the same model.
     It errs less at the allocation than the model that had not been there."""
     latency, table = dear
-    before = len(table.networks())
+    before = len(list(table.networks()))
     widths = np.array(allocation(latency))
     first = refine_around(graph, DEAR, table, latency, widths, rounds=2)
     entries = sum(map(len, table.rounds.values()))
-    assert len(table.networks()) > before
+    assert len(list(table.networks())) > before
     again = refine_around(graph, DEAR, table, latency, widths, rounds=2)
     assert sum(map(len, table.rounds.values())) == entries
     assert again.latency.calibration.coefficients == first.latency.calibration.coefficients
