@@ -571,6 +571,7 @@ class Run:
                     rounds=self.config.rounds,
                     seed=self.config.seed,
                     on_progress=functools.partial(self.progress, "networks around the allocation"),
+                    on_notice=self.progress.say,
                 )
             self.profiled = replace(self.profiled, latency=refined.latency)
             budget = ModelledLatency(refined.latency.model, target_ms)

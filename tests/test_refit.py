@@ -10,6 +10,7 @@ import torch
 from conftest import Residual
 from fake_device import FakeDevice, conv_ms, network_ms
 
+from dsa_hw.around_allocation import refine_around
 from dsa_hw.coupling import find_coupling
 from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.profiling import CalibratedModel, neighbours, profile_network, refit
@@ -162,3 +163,22 @@ def test_a_refit_keeps_the_choices_and_the_steps(graph: DeployedGraph, dear: Pro
     same = {field.name for field in dataclasses.fields(CalibratedModel)} - {"model", "calibration"}
     for name in same:
         assert getattr(fitted, name) == getattr(latency, name)
+
+
+def test_a_refined_model_is_measured_once(graph: DeployedGraph, dear: Profiled) -> None:
+    """The networks are in the table: a run that is resumed has them, and ends with the same model.
+    It errs less at the allocation than the model that had not been there."""
+    latency, table = dear
+    before = len(list(table.networks()))
+    widths = np.array(allocation(latency))
+    first = refine_around(graph, DEAR, table, latency, widths, rounds=2)
+    entries = sum(map(len, table.rounds.values()))
+    assert len(list(table.networks())) > before
+    again = refine_around(graph, DEAR, table, latency, widths, rounds=2)
+    assert sum(map(len, table.rounds.values())) == entries
+    assert again.latency.calibration.coefficients == first.latency.calibration.coefficients
+    true_ms = CALL_MS + network_ms(graph.resized(widths), locally_dear_ms)
+    start = [allocation(latency)]
+    error = abs(predicted(first.latency, start)[0] / true_ms - 1.0)
+    assert error < abs(predicted(latency, start)[0] / true_ms - 1.0)
+    assert first.scatter is not None
