@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 import yaml
 
+from dsa_hw.checkpoint_files import read_checkpoint, write_checkpoint
 from dsa_hw.cli import to_yaml
 from dsa_hw.durable_files import append_line, naming, replace_file
 from dsa_hw.errors import RunFolderError
@@ -28,8 +25,6 @@ RESULT_FILE = "result.json"
 LOG_FILE = "log.jsonl"
 ONNX_FILE = "model.onnx"
 LOCK_FILES = frozenset({LOCK_FILE, HOLDER_FILE})
-SEALED = b"dsa_hw checkpoint sha256 "
-"""Stands at a checkpoint's end, before the digest of all that comes before it."""
 
 
 class RunFolder:
@@ -145,11 +140,8 @@ class RunFolder:
         folder = self.path / "checkpoints"
         with naming(folder):
             folder.mkdir(exist_ok=True)
-        content = io.BytesIO()
-        torch.save(state | {"log_bytes": self.log_bytes()}, content)
-        content.write(SEALED + hashlib.sha256(content.getbuffer()).digest())
         latest, earlier = self._checkpoints(name)
-        replace_file(latest, content.getbuffer(), keep_as=earlier)
+        write_checkpoint(latest, state | {"log_bytes": self.log_bytes()}, keep_as=earlier)
 
     def load_checkpoint(self, name: str) -> dict[str, Any] | None:
         """A stage's last state, or None. Tensors and plain values only: nothing is executed.
@@ -164,14 +156,11 @@ class RunFolder:
             if not path.is_file():
                 continue
             try:
-                return _read_checkpoint(path)
-            except (OSError, ValueError, EOFError, RuntimeError, UnpicklingError) as error:
-                problems.append(f"{path} cannot be read ({_first_line(error)})")
+                return read_checkpoint(path)
+            except RunFolderError as error:
+                problems.append(str(error))
         if problems:
-            raise RunFolderError(
-                f"{'; '.join(problems)}. Put back a copy, or delete what is damaged: that part of "
-                "the run is then done again"
-            )
+            raise RunFolderError("; ".join(problems))
         return None
 
     def _checkpoints(self, name: str) -> tuple[Path, Path]:
@@ -256,24 +245,6 @@ def _really_writable(folder: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's state; one that was written before they were sealed is believed.
-
-    Raises:
-        ValueError: it is not what was written; ``torch.load`` adds errors of its own.
-    """
-    content = path.read_bytes()
-    seal = len(SEALED) + hashlib.sha256().digest_size
-    if content[-seal:].startswith(SEALED):
-        content, digest = content[:-seal], content[-seal + len(SEALED) :]
-        if hashlib.sha256(content).digest() != digest:
-            raise ValueError("it does not agree with its checksum")
-    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    if not isinstance(state, dict):
-        raise ValueError(f"it holds a {type(state).__name__} instead of a state")
-    return state
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,14 +6,13 @@ network is the same at every target, bit for bit.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 
+from dsa_hw.checkpoint_files import read_checkpoint, write_checkpoint
 from dsa_hw.run_folder import Stopwatch
 
 SHARED_FOLDER = "shared"
@@ -46,9 +45,8 @@ class SharedTraining:
             if not path.is_file():
                 with self._watch.measure(SHARED):
                     state = make()
-                partial = path.with_name(f".{path.name}.new")
-                torch.save({"state": state, "seconds": self._watch.seconds[SHARED]}, partial)
-                os.replace(partial, path)
-            found = torch.load(path, map_location="cpu", weights_only=True)
+                seconds = self._watch.seconds[SHARED]
+                write_checkpoint(path, {"state": state, "seconds": seconds})
+            found = read_checkpoint(path)
         self._watch.put(SHARED, found["seconds"])
         return found["state"]
