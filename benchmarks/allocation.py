@@ -25,9 +25,9 @@ from rich.table import Table
 
 from benchmarks import harness, methods
 from benchmarks.methods import Bench, Outcome, glyphs_config
-from dsa_hw.config import PruneConfig
-from dsa_hw.pipeline import load_dense
-from dsa_hw.search import SearchSettings
+from dsa_hw.pipeline.opening import load_dense
+from dsa_hw.runs.config import PruneConfig
+from dsa_hw.search.settings import SearchSettings
 
 NAME = "allocation"
 BUDGETS = (0.5, 0.25)

@@ -31,19 +31,21 @@ from torch import nn
 
 from benchmarks import harness
 from benchmarks.methods import Bench
-from dsa_hw.baselines import allocate_uniform, uniform_keep_ratio
-from dsa_hw.baselines.gates import TaylorGates
-from dsa_hw.baselines.mdp import kept_values
-from dsa_hw.budgets import ModelledLatency, count, flops_budget
-from dsa_hw.choices import WidthChoices
-from dsa_hw.closed_loop import allocate
-from dsa_hw.config import PruneConfig
-from dsa_hw.pipeline import configured_backend, configured_table
-from dsa_hw.profiling import ProfiledNetwork, profile_network
-from dsa_hw.rounding import closeness, kept_importance
-from dsa_hw.shares import group_shares
-from dsa_hw.surgery import keep_most_important, remove_channels
-from dsa_hw.training import Stage
+from dsa_hw.allocation.allocate import allocate
+from dsa_hw.comparison.methods import allocate_uniform, uniform_keep_ratio
+from dsa_hw.comparison.methods.gates import TaylorGates
+from dsa_hw.comparison.methods.mdp import kept_values
+from dsa_hw.cost.choices import WidthChoices
+from dsa_hw.cost.counted import count, flops_budget
+from dsa_hw.cost.latency.budget import ModelledLatency
+from dsa_hw.cost.latency.profiling import ProfiledNetwork, profile_network
+from dsa_hw.cost.latency.shares import group_shares
+from dsa_hw.network.removal import remove_channels
+from dsa_hw.pipeline.opening import configured_backend, configured_table
+from dsa_hw.runs.config import PruneConfig
+from dsa_hw.surgery.channels import keep_most_important
+from dsa_hw.training.schedule import Stage
+from dsa_hw.worth.values import closeness, kept_importance
 
 NAME = "allocation_values"
 MODELS = ("glyphs_mobilenet5", "glyphs_resnet10")

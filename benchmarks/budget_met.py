@@ -18,12 +18,15 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks import harness
-from dsa_hw import pipeline
-from dsa_hw.budgets import BudgetRequest, FlopsBudget, LatencyBudget, count
-from dsa_hw.config import PruneConfig
-from dsa_hw.console import Progress
-from dsa_hw.profiling import profile_network
-from dsa_hw.search import DSAPruner, SearchSettings
+from dsa_hw.cost.budget import BudgetRequest
+from dsa_hw.cost.counted import FlopsBudget, count
+from dsa_hw.cost.latency.budget import LatencyBudget
+from dsa_hw.cost.latency.profiling import profile_network
+from dsa_hw.pipeline import opening
+from dsa_hw.pipeline.pruner import DSAPruner
+from dsa_hw.runs.config import PruneConfig
+from dsa_hw.runs.console import Progress
+from dsa_hw.search.settings import SearchSettings
 
 NAME = "budget_met"
 MODEL = "cifar_resnet18"
@@ -33,7 +36,7 @@ WITHIN = 0.01
 STEPS = 48
 
 
-def _search(dense: pipeline.Dense, request: BudgetRequest, seed: int) -> dict[str, Any]:
+def _search(dense: opening.Dense, request: BudgetRequest, seed: int) -> dict[str, Any]:
     """A short search from other weights on other noise at every seed."""
     torch.manual_seed(seed)
     model = dense.model
@@ -69,11 +72,11 @@ def main() -> None:
         model=MODEL, epochs=0, target_ratio=0.5,
         calibration_networks=8 if options.quick else 24, rounds=2 if options.quick else 4,
     )  # fmt: skip
-    dense = pipeline.load_dense(config)
-    backend = pipeline.configured_backend(config)
+    dense = opening.load_dense(config)
+    backend = opening.configured_backend(config)
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(config, table=str(Path(folder, "table.jsonl")))
-        table = pipeline.configured_table(config, backend)
+        table = opening.configured_table(config, backend)
         profiled = profile_network(
             dense.graph, backend, table, networks=config.calibration_networks,
             rounds=config.rounds, on_progress=Progress(),

@@ -25,16 +25,16 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks import harness
-from dsa_hw.baselines import LATENCY_DSA
-from dsa_hw.cli import parse
 from dsa_hw.comparison import compare
 from dsa_hw.comparison.cell_run import method_title
+from dsa_hw.comparison.methods import LATENCY_DSA
 from dsa_hw.comparison.summary import mean_and_error, over_seeds
-from dsa_hw.config import CompareConfig
-from dsa_hw.console import Progress
 from dsa_hw.errors import UserError
-from dsa_hw.html_report.compare_record import SLOWER_PCT
-from dsa_hw.pipeline import configured_backend
+from dsa_hw.pipeline.opening import configured_backend
+from dsa_hw.reports.compare_record import SLOWER_PCT
+from dsa_hw.runs.config import CompareConfig
+from dsa_hw.runs.console import Progress
+from dsa_hw.runs.options import parse
 
 NAME = "compare_methods"
 CONFIGS = {

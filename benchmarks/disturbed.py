@@ -26,8 +26,8 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks import harness
-from dsa_hw.pipeline import dense_of_run
-from dsa_hw.run_folder import ONNX_FILE, RESULT_FILE, RunFolder
+from dsa_hw.pipeline.opening import dense_of_run
+from dsa_hw.runs.folder import ONNX_FILE, RESULT_FILE, RunFolder
 
 NAME = "disturbed"
 TARGET = 0.6

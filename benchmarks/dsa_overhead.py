@@ -21,9 +21,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks import harness
-from dsa_hw.budgets import FlopsBudget
+from dsa_hw.cost.counted import FlopsBudget
 from dsa_hw.models.cifar import cifar_resnet56
-from dsa_hw.search import DSAPruner, SearchSettings
+from dsa_hw.pipeline.pruner import DSAPruner
+from dsa_hw.search.settings import SearchSettings
 
 NAME = "dsa_overhead"
 LIMITS = {"without_validation": 1.05, "with_validation": 1.15}

@@ -209,7 +209,7 @@ def two_users(parent: Path, run_folder: Path) -> str | None:
     """Another user's table and run folder are refused with a message."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         raise Skipped("only root can become another user")
-    probe = [sys.executable, "-c", "import torch, dsa_hw.pipeline"]
+    probe = [sys.executable, "-c", "import torch, dsa_hw.pipeline.stages"]
     folder = new_folder(parent, "two_users", run_folder)
     for each in (parent, folder):
         each.chmod(0o755)

@@ -192,9 +192,9 @@ class Configurations:
         judge(tally, f"configuration {number}", self._read)
 
     def _read(self) -> None:
-        from dsa_hw.cli import parse as parsed
-        from dsa_hw.cli import to_yaml
-        from dsa_hw.config import PruneConfig
+        from dsa_hw.runs.config import PruneConfig
+        from dsa_hw.runs.options import parse as parsed
+        from dsa_hw.runs.options import to_yaml
 
         config = parsed("prune", PruneConfig, ["--config", str(self.path)])
         for option in dataclasses.fields(PruneConfig):
@@ -224,8 +224,8 @@ class RunFolders:
              "checkpoints/pruned.pt")  # fmt: skip
 
     def __init__(self, folder: Path, run_folder: Path) -> None:
-        from dsa_hw.finished_search import config_of
-        from dsa_hw.run_folder import RunFolder
+        from dsa_hw.pipeline.finished_search import config_of
+        from dsa_hw.runs.folder import RunFolder
 
         self.path = folder / "run"
         shutil.copytree(run_folder, self.path)
@@ -267,11 +267,11 @@ class RunFolders:
 
     def _readers(self, name: str, number: int) -> list[Callable[[], object]]:
         """What the commands do with the file that was damaged: one of it a case."""
-        from dsa_hw.finished_search import config_of
-        from dsa_hw.html_report import write_run_report
-        from dsa_hw.html_report.run_record import read_run
-        from dsa_hw.run_folder import RunFolder, Stopwatch
-        from dsa_hw.run_result import finished_result
+        from dsa_hw.pipeline.finished_result import finished_result
+        from dsa_hw.pipeline.finished_search import config_of
+        from dsa_hw.reports import write_run_report
+        from dsa_hw.reports.run_record import read_run
+        from dsa_hw.runs.folder import RunFolder, Stopwatch
 
         folder = RunFolder(self.path)
         if number % DRAWN_EVERY == 0:
@@ -294,16 +294,16 @@ class RunFolders:
         from contextlib import redirect_stdout
         from io import StringIO
 
-        from dsa_hw.console import print_result
+        from dsa_hw.runs.console import print_result
 
         if result is not None and "infeasible" not in result:
             with redirect_stdout(StringIO()):
                 print_result(result, "run")
 
     def _warnings(self, folder: Any) -> None:
-        from dsa_hw.pipeline import _logged_warnings
+        from dsa_hw.pipeline.record import logged_warnings
 
-        _logged_warnings(folder)
+        logged_warnings(folder)
 
     def _checkpoint(self, folder: Any) -> None:
         if not _same(folder.load_checkpoint("pruned"), self.state):

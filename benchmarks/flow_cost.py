@@ -24,13 +24,13 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks import harness
-from dsa_hw.baselines import LATENCY_DSA
-from dsa_hw.cli import parse
 from dsa_hw.comparison import compare
 from dsa_hw.comparison.cells import DENSE, plan
-from dsa_hw.config import CompareConfig
-from dsa_hw.console import Progress
-from dsa_hw.run_folder import RESULT_FILE
+from dsa_hw.comparison.methods import LATENCY_DSA
+from dsa_hw.runs.config import CompareConfig
+from dsa_hw.runs.console import Progress
+from dsa_hw.runs.folder import RESULT_FILE
+from dsa_hw.runs.options import parse
 
 NAME = "flow_cost"
 CONFIG = "configs/compare_flow_cost.yaml"

@@ -37,26 +37,29 @@ from benchmarks.guarded_parts import (
     run_parts,
     write_json,
 )
-from dsa_hw.budgets import FlopsBudget, LatencyBudget, count, flops_budget
-from dsa_hw.closed_loop import allocate
-from dsa_hw.config import Precision, ProfileConfig
-from dsa_hw.console import Progress
-from dsa_hw.coupling import find_coupling
-from dsa_hw.deployed import DeployedGraph, export_onnx
-from dsa_hw.importance import AtomImportance
-from dsa_hw.pipeline import build_model, configured_table, example_for
-from dsa_hw.profiling import CalibratedModel, profile_network
-from dsa_hw.rounding import kept_importance
-from dsa_hw.search import DSAPruner, SearchSettings
-from dsa_hw.target_loop import Timed
-from dsa_hw.validation import loop_measure, time_networks
+from dsa_hw.allocation.allocate import allocate
+from dsa_hw.allocation.target_loop import Timed
+from dsa_hw.cost.counted import FlopsBudget, count, flops_budget
+from dsa_hw.cost.latency.budget import LatencyBudget
+from dsa_hw.cost.latency.profiling import CalibratedModel, profile_network
+from dsa_hw.deployment.timing import loop_measure, time_networks
+from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.pipeline.opening import build_model, configured_table, example_for
+from dsa_hw.pipeline.pruner import DSAPruner
+from dsa_hw.runs.config import Precision, ProfileConfig
+from dsa_hw.runs.console import Progress
+from dsa_hw.search.settings import SearchSettings
+from dsa_hw.worth.importance import AtomImportance
+from dsa_hw.worth.values import kept_importance
 from profilers.backends import Backend, open_backend
-from profilers.backends.isolated import Isolated
-from profilers.backends.parallel import members_of
 from profilers.errors import BackendUnavailable, MeasuringStopped
 from profilers.steps import canonical_layers, sweep_keys
 from profilers.table import LatencyTable, NetworkKey
 from profilers.timing import Measurement, ratio
+from profilers.workers.isolated import Isolated
+from profilers.workers.parallel import members_of
 
 NAME = "gpu_suite"
 BUDGET_S = {
@@ -580,7 +583,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     scale = ON_CPU if options.device == "cpu" else QUICK if options.quick else FULL
     if options.device != "cpu":
-        from profilers.backends.cuda_device import check_cuda
+        from profilers.cards.cuda_device import check_cuda
 
         try:
             for each in options.device.split(","):

@@ -18,12 +18,14 @@ import torch
 from rich.table import Table
 
 from benchmarks import harness
-from dsa_hw.choices import width_choices
-from dsa_hw.config import ProfileConfig
-from dsa_hw.coupling import find_coupling
-from dsa_hw.deployed import DeployedGraph, export_onnx
-from dsa_hw.latency_model import LatencyModel, table_requests
-from dsa_hw.pipeline import build_model, configured_backend, example_for
+from dsa_hw.cost.choices import width_choices
+from dsa_hw.cost.latency.model import LatencyModel
+from dsa_hw.cost.latency.surfaces import table_requests
+from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.pipeline.opening import build_model, configured_backend, example_for
+from dsa_hw.runs.config import ProfileConfig
 from profilers.table import LatencyTable, LayerKey
 from profilers.timing import Round
 

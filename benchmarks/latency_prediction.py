@@ -30,20 +30,23 @@ import torch
 from rich.table import Table
 
 from benchmarks import harness
-from dsa_hw.budgets import flops_budget
-from dsa_hw.calibration import calibrate
-from dsa_hw.choices import WidthChoices
-from dsa_hw.config import ProfileConfig
-from dsa_hw.console import Progress
-from dsa_hw.coupling import find_coupling
-from dsa_hw.deployed import DeployedGraph, export_onnx
-from dsa_hw.latency_model import LatencyModel, channel_ranges, uncalibrated
-from dsa_hw.pipeline import build_model, configured_backend, configured_table, example_for
-from dsa_hw.profiling import CalibratedModel, profile_network
+from dsa_hw.cost.choices import WidthChoices
+from dsa_hw.cost.counted import flops_budget
+from dsa_hw.cost.latency.calibration import calibrate
+from dsa_hw.cost.latency.coefficients import uncalibrated
+from dsa_hw.cost.latency.model import LatencyModel
+from dsa_hw.cost.latency.profiling import CalibratedModel, profile_network
+from dsa_hw.cost.latency.surfaces import channel_ranges
+from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.pipeline.opening import build_model, configured_backend, configured_table, example_for
+from dsa_hw.runs.config import ProfileConfig
+from dsa_hw.runs.console import Progress
 from profilers.backends import Backend
 from profilers.collect import Request, collect
 from profilers.grid import Grid, grid_requests
-from profilers.spec import LayerSpec
+from profilers.layers.spec import LayerSpec
 from profilers.table import LatencyTable, NetworkKey
 
 NAME = "latency_prediction"

@@ -16,20 +16,23 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from dsa_hw import pipeline
-from dsa_hw.baselines import uniform_keep_ratio
-from dsa_hw.budgets import FlopsBudget, count
-from dsa_hw.closed_loop import allocate
-from dsa_hw.config import PruneConfig
-from dsa_hw.console import Progress
-from dsa_hw.coupling import Coupling
-from dsa_hw.importance import AtomImportance
-from dsa_hw.pipeline import Dense
-from dsa_hw.rounding import closeness, kept_importance
-from dsa_hw.run_folder import RunFolder, Stopwatch
-from dsa_hw.search import DSAPruner, SearchSettings
-from dsa_hw.surgery import Keep, keep_most_important, remove_channels
-from dsa_hw.training import Stage, Trainer
+from dsa_hw.allocation.allocate import allocate
+from dsa_hw.comparison.methods import uniform_keep_ratio
+from dsa_hw.cost.counted import FlopsBudget, count
+from dsa_hw.network.coupling import Coupling
+from dsa_hw.network.removal import Keep, remove_channels
+from dsa_hw.pipeline import opening
+from dsa_hw.pipeline.opening import Dense
+from dsa_hw.pipeline.pruner import DSAPruner
+from dsa_hw.runs.config import PruneConfig
+from dsa_hw.runs.console import Progress
+from dsa_hw.runs.folder import RunFolder, Stopwatch
+from dsa_hw.search.settings import SearchSettings
+from dsa_hw.surgery.channels import keep_most_important
+from dsa_hw.training.schedule import Stage
+from dsa_hw.training.trainer import Trainer
+from dsa_hw.worth.importance import AtomImportance
+from dsa_hw.worth.values import closeness, kept_importance
 
 STEP = 4
 """Widths are multiples of it."""
@@ -67,7 +70,7 @@ class Bench:
         self, config: PruneConfig, folder: Path, seed_folder: Path, dense: Dense | None = None
     ) -> None:
         self.config, self.folder, self.seed_folder = config, folder, seed_folder
-        self.dense = dense or pipeline.load_dense(config)
+        self.dense = dense or opening.load_dense(config)
         self._progress = Progress()
         assert config.flops_ratio is not None
         self.request = FlopsBudget(config.flops_ratio, STEP)
@@ -95,7 +98,7 @@ class Bench:
     def fresh(self) -> nn.Module:
         """The dense network with the seed's weights."""
         assert self.dense.data is not None
-        return pipeline.build_model(self.config, self.dense.data.num_classes)
+        return opening.build_model(self.config, self.dense.data.num_classes)
 
     def trained_dense(self, epochs: int, of: int) -> nn.Module:
         """The dense network after the first ``epochs`` of a schedule ``of`` so many.

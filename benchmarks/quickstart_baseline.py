@@ -16,17 +16,21 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks import harness
-from dsa_hw import pipeline
-from dsa_hw.baselines import allocate_uniform
-from dsa_hw.budgets import LatencyBudget, count, flops_budget
-from dsa_hw.cli import parse
-from dsa_hw.config import PruneConfig
-from dsa_hw.console import Progress
-from dsa_hw.importance import AtomImportance
-from dsa_hw.run_folder import RunFolder
-from dsa_hw.surgery import keep_most_important, remove_channels
-from dsa_hw.training import Stage, Trainer
-from dsa_hw.validation import export_checked, loop_measure, time_networks
+from dsa_hw.comparison.methods import allocate_uniform
+from dsa_hw.cost.counted import count, flops_budget
+from dsa_hw.cost.latency.budget import LatencyBudget
+from dsa_hw.deployment.exported import export_checked
+from dsa_hw.deployment.timing import loop_measure, time_networks
+from dsa_hw.network.removal import remove_channels
+from dsa_hw.pipeline import opening, stages
+from dsa_hw.runs.config import PruneConfig
+from dsa_hw.runs.console import Progress
+from dsa_hw.runs.folder import RunFolder
+from dsa_hw.runs.options import parse
+from dsa_hw.surgery.channels import keep_most_important
+from dsa_hw.training.schedule import Stage
+from dsa_hw.training.trainer import Trainer
+from dsa_hw.worth.importance import AtomImportance
 
 NAME = "quickstart_baseline"
 CONFIG = "configs/quickstart.yaml"
@@ -53,16 +57,16 @@ def main() -> None:
                 f"runs/{NAME}/dsa{seed}",
             ],
         )
-        result = pipeline.prune(config, progress)
+        result = stages.prune(config, progress)
         progress.say(f"seed {seed}: DSA {result['pruned']['accuracy']}, now uniform widths")
         rows.append(_compare(config, result, progress))
     _report(options, rows, seeds)
 
 
 def _compare(config: PruneConfig, result: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    dense = pipeline.load_dense(config)
-    backend = pipeline.configured_backend(config)
-    table = pipeline.configured_table(config, backend)
+    dense = opening.load_dense(config)
+    backend = opening.configured_backend(config)
+    table = opening.configured_table(config, backend)
     assert dense.data is not None
     folder = RunFolder(Path(f"runs/{NAME}/uniform{config.seed}"))
     folder.start(config)
@@ -81,7 +85,7 @@ def _compare(config: PruneConfig, result: dict[str, Any], progress: Progress) ->
         folder.write_json("uniform.json", done)
     widths = np.array(done["widths"])
     trainer = Trainer(config, dense.data, folder, progress)
-    model = pipeline.build_model(config, dense.data.num_classes)
+    model = opening.build_model(config, dense.data.num_classes)
     scores = AtomImportance(model, dense.graph.coupling, "bn_scale")().cpu().numpy()
     atoms = [s[: g.atoms] for s, g in zip(scores, dense.graph.coupling.groups, strict=True)]
     keep = keep_most_important(dense.graph.coupling, widths, atoms)

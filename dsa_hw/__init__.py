@@ -6,7 +6,7 @@ deployment latency as its budget.
 
 from __future__ import annotations
 
-from dsa_hw.search_path import demote_working_folder
+from dsa_hw.runs.search_path import demote_working_folder
 
 demote_working_folder(__name__)  # before anything is imported that could be shadowed
 
@@ -14,33 +14,35 @@ import importlib  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
 if TYPE_CHECKING:
-    from dsa_hw.budgets import FlopsBudget, LatencyBudget, MemoryBudget, ParamsBudget
+    from dsa_hw.cost.counted import FlopsBudget, MemoryBudget, ParamsBudget
+    from dsa_hw.cost.latency.budget import LatencyBudget
     from dsa_hw.data import DataSplits
-    from dsa_hw.deployed import export_onnx
+    from dsa_hw.deployment.timing import loop_measure
     from dsa_hw.errors import InfeasibleBudget, SearchWarning, UnsupportedModel, UserError
-    from dsa_hw.search import DSAPruner, SearchSettings
-    from dsa_hw.surgery import load_pruned
-    from dsa_hw.validation import loop_measure
+    from dsa_hw.network.exported import export_onnx
+    from dsa_hw.pipeline.pruner import DSAPruner
+    from dsa_hw.search.settings import SearchSettings
+    from dsa_hw.surgery.saved import load_pruned
 
 __version__ = "0.1.0"
 
 _HOME = {
     path.rpartition(".")[2]: path.rpartition(".")[0]
     for path in (
-        "dsa_hw.budgets.FlopsBudget",
-        "dsa_hw.budgets.LatencyBudget",
-        "dsa_hw.budgets.MemoryBudget",
-        "dsa_hw.budgets.ParamsBudget",
+        "dsa_hw.cost.counted.FlopsBudget",
+        "dsa_hw.cost.latency.budget.LatencyBudget",
+        "dsa_hw.cost.counted.MemoryBudget",
+        "dsa_hw.cost.counted.ParamsBudget",
         "dsa_hw.data.DataSplits",
-        "dsa_hw.deployed.export_onnx",
+        "dsa_hw.network.exported.export_onnx",
         "dsa_hw.errors.InfeasibleBudget",
         "dsa_hw.errors.SearchWarning",
         "dsa_hw.errors.UnsupportedModel",
         "dsa_hw.errors.UserError",
-        "dsa_hw.search.DSAPruner",
-        "dsa_hw.search.SearchSettings",
-        "dsa_hw.surgery.load_pruned",
-        "dsa_hw.validation.loop_measure",
+        "dsa_hw.pipeline.pruner.DSAPruner",
+        "dsa_hw.search.settings.SearchSettings",
+        "dsa_hw.surgery.saved.load_pruned",
+        "dsa_hw.deployment.timing.loop_measure",
     )
 }
 

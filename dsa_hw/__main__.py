@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import dsa_hw
-from dsa_hw.config import COMMANDS, COMPLETION, SCRIPT, SHELLS
+from dsa_hw.runs.config import COMMANDS, COMPLETION, SCRIPT, SHELLS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def _refuse(word: str) -> int:
 
 
 def _print_completion(words: Sequence[str]) -> int:
-    from dsa_hw.completion import completion_script
+    from dsa_hw.runs.completion import completion_script
 
     parser = argparse.ArgumentParser(
         prog=f"{SCRIPT} {COMPLETION}",

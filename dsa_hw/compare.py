@@ -6,14 +6,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dsa_hw.cli import run_command
-from dsa_hw.config import CompareConfig
+from dsa_hw.runs.config import CompareConfig
+from dsa_hw.runs.options import run_command
 
 
 def _run(config: CompareConfig) -> int:
     from dsa_hw.comparison import compare
-    from dsa_hw.console import Progress, counted, print_comparison
     from dsa_hw.errors import UserError
+    from dsa_hw.runs.console import Progress, counted, print_comparison
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(

@@ -5,22 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from dsa_hw.cli import run_command
-from dsa_hw.config import ProfileConfig
+from dsa_hw.runs.config import ProfileConfig
+from dsa_hw.runs.options import run_command
 
 
 def _run(config: ProfileConfig) -> int:
-    from dsa_hw.console import Progress
-    from dsa_hw.inventory import fixed_branches_warning, frozen_note, take_inventory
-    from dsa_hw.pipeline import (
+    from dsa_hw.cost.latency.profiling import profile_network
+    from dsa_hw.cost.latency.shares import group_shares
+    from dsa_hw.network.inventory import fixed_branches_warning, frozen_note, take_inventory
+    from dsa_hw.pipeline.opening import (
         build_model,
         configured_backend,
         configured_table,
         example_for,
         unknown_operations_warning,
     )
-    from dsa_hw.profiling import profile_network
-    from dsa_hw.shares import group_shares
+    from dsa_hw.runs.console import Progress
 
     progress = Progress()
     backend = configured_backend(config)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from dsa_hw.cli import run_command
-from dsa_hw.config import PruneConfig
+from dsa_hw.runs.config import PruneConfig
+from dsa_hw.runs.options import run_command
 
 
 def _run(config: PruneConfig) -> int:
-    from dsa_hw.console import Progress, print_result
-    from dsa_hw.pipeline import prune
-    from dsa_hw.processes import Processes, trains_on_cpu
+    from dsa_hw.pipeline.stages import prune
+    from dsa_hw.runs.console import Progress, print_result
+    from dsa_hw.runs.processes import Processes, trains_on_cpu
 
     with Processes(trains_on_cpu(config)) as processes:
         result = prune(config, Progress(silent=not processes.is_main), processes)

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dsa_hw.cli import run_command
-from dsa_hw.config import ReportConfig
+from dsa_hw.runs.config import ReportConfig
+from dsa_hw.runs.options import run_command
 
 
 def _run(config: ReportConfig) -> int:
     from dsa_hw.errors import UserError
-    from dsa_hw.html_report import write_comparison_report, write_run_report, write_table_report
+    from dsa_hw.reports import write_comparison_report, write_run_report, write_table_report
 
     source = Path(config.source)
     out = Path(config.out) if config.out else None

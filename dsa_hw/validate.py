@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsa_hw.cli import run_command
-from dsa_hw.config import ValidateConfig
+from dsa_hw.runs.config import ValidateConfig
+from dsa_hw.runs.options import run_command
 
 if TYPE_CHECKING:
     from profilers.backends import Backend
@@ -33,8 +33,8 @@ def _run(config: ValidateConfig) -> int:
 def _validate_file(config: ValidateConfig, path: Path) -> None:
     import dataclasses
 
-    from dsa_hw.pipeline import configured_backend
-    from dsa_hw.validation import time_networks
+    from dsa_hw.deployment.timing import time_networks
+    from dsa_hw.pipeline.opening import configured_backend
 
     _need_file(path)
     device = "cpu" if config.device == AUTO else config.device
@@ -47,13 +47,14 @@ def _validate_file(config: ValidateConfig, path: Path) -> None:
 def _validate_run(config: ValidateConfig, path: Path) -> None:
     import dataclasses
 
+    from dsa_hw.allocation.target_loop import verdict_sentence
+    from dsa_hw.deployment.finished_run import validate_run
+    from dsa_hw.deployment.timing import Target
     from dsa_hw.errors import UserError
-    from dsa_hw.finished_search import config_of
-    from dsa_hw.pipeline import configured_backend, dense_of_run
-    from dsa_hw.run_folder import CONFIG_FILE, ONNX_FILE, RESULT_FILE, RunFolder
-    from dsa_hw.run_result import finished_result, names_code
-    from dsa_hw.target_loop import verdict_sentence
-    from dsa_hw.validation import Target, validate_run
+    from dsa_hw.pipeline.finished_result import finished_result, names_code
+    from dsa_hw.pipeline.finished_search import config_of
+    from dsa_hw.pipeline.opening import configured_backend, dense_of_run
+    from dsa_hw.runs.folder import CONFIG_FILE, ONNX_FILE, RESULT_FILE, RunFolder
 
     folder = RunFolder(path)
     result = finished_result(folder)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         ProvenanceMismatch,
         TableError,
     )
-    from profilers.spec import LayerSpec
+    from profilers.layers.spec import LayerSpec
     from profilers.table import LatencyTable
     from profilers.timing import Measurement, measure_interleaved
 

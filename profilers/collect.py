@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from profilers.backends import Backend, TimesPacks
-from profilers.backends.parallel import members_of
 from profilers.errors import ProvenanceMismatch
 from profilers.host import Patience
-from profilers.onnx_layers import layer_model, stream_model, tiny_model
-from profilers.spec import LayerSpec
+from profilers.layers.models import layer_model, stream_model, tiny_model
+from profilers.layers.spec import LayerSpec
 from profilers.table import CallKey, Key, LatencyTable, LayerKey
 from profilers.timing import MEMORY_PLAN, Round, SamplePlan, Subject
+from profilers.workers.parallel import members_of
 
 LAYER_PLAN = SamplePlan(sample_ms=2.0, samples=3, warmup_ms=5.0)
 NETWORK_PLAN = SamplePlan(sample_ms=8.0, samples=3, warmup_ms=12.0)

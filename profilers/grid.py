@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from profilers.collect import Request
-from profilers.spec import LayerSpec
+from profilers.layers.spec import LayerSpec
 
 DEPTH = 2
 """How often a gap of the first grid may be halved."""

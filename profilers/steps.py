@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from profilers.collect import Request
-from profilers.spec import LayerSpec
+from profilers.layers.spec import LayerSpec
 from profilers.table import LatencyTable, LayerKey
 
 CANDIDATES = (64, 32, 16, 8, 4, 2, 1)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import filelock
 
 from profilers.errors import ProvenanceMismatch, TableError
-from profilers.spec import LayerSpec
+from profilers.layers.spec import LayerSpec
 from profilers.timing import (
     LEAST_ROUNDS,
     Measurement,

@@ -16,10 +16,11 @@ from colours import coloured
 from fake_device import FakeRuntime
 from torch import nn
 
-from dsa_hw import pipeline, prune
+from dsa_hw import prune
 from dsa_hw.data import DataSplits
 from dsa_hw.errors import UserError
-from dsa_hw.run_folder import RunFolder
+from dsa_hw.pipeline import opening
+from dsa_hw.runs.folder import RunFolder
 
 FULL = "no space left on the disk of this test"
 
@@ -61,7 +62,7 @@ def failing_after(stage: str) -> Callable[[RunFolder, str, dict[str, Any]], None
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    pipeline.configured_backend = lambda config: FakeRuntime()
+    opening.configured_backend = lambda config: FakeRuntime()
     if "FAIL_AT" in os.environ:
         setattr(RunFolder, "save_checkpoint", failing_after(os.environ["FAIL_AT"]))  # noqa: B010
     sys.exit(prune.main())

@@ -13,10 +13,10 @@ from fake_device import FakeRuntime
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from dsa_hw.agreement import disagreement, masked_and_cut_difference, random_batches
+from dsa_hw.deployment.exported import export_checked
 from dsa_hw.errors import UnsupportedModel, UserError
-from dsa_hw.search import outputs_of
-from dsa_hw.validation import export_checked
+from dsa_hw.network.agreement import disagreement, masked_and_cut_difference, random_batches
+from dsa_hw.network.forward import outputs_of
 
 
 class Softmax(nn.Module):

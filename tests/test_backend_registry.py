@@ -15,9 +15,9 @@ from whole_way import COMMON
 from dsa_hw import profile
 from profilers.backends import open_backend
 from profilers.backends.registry import RUNTIMES, BackendInfo
-from profilers.backends.worker import in_process
 from profilers.errors import BackendUnavailable
 from profilers.table import LatencyTable
+from profilers.workers.server import in_process
 
 TOY = """
 from fake_device import FakeDevice

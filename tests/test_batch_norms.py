@@ -13,10 +13,11 @@ from fake_device import FakeRuntime
 from torch import Tensor, nn
 
 import dsa_hw
-from dsa_hw import pipeline, prune
-from dsa_hw.batch_norms import retake_statistics
+from dsa_hw import prune
 from dsa_hw.data import ImageTensors
-from dsa_hw.search import DSAPruner
+from dsa_hw.pipeline import opening, stages
+from dsa_hw.pipeline.pruner import DSAPruner
+from dsa_hw.training.batch_norms import retake_statistics
 
 CPU = torch.device("cpu")
 
@@ -125,15 +126,15 @@ def test_a_run_measures_them_before_it_fine_tunes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finetune: str
 ) -> None:
     """Without fine-tuning a run's network has the statistics of the training images."""
-    monkeypatch.setattr(pipeline, "configured_backend", lambda config: FakeRuntime())
+    monkeypatch.setattr(opening, "configured_backend", lambda config: FakeRuntime())
     taken: list[nn.Module] = []
-    retake = pipeline.Trainer.retake_statistics
+    retake = stages.Trainer.retake_statistics
 
-    def note(self: pipeline.Trainer, model: nn.Module) -> None:
+    def note(self: stages.Trainer, model: nn.Module) -> None:
         taken.append(model)
         retake(self, model)
 
-    monkeypatch.setattr(pipeline.Trainer, "retake_statistics", note)
+    monkeypatch.setattr(stages.Trainer, "retake_statistics", note)
     out = tmp_path / "run"
     assert prune.main([
         "--model", "fake_prune:normed", "--data", "fake_prune:colours", "--out", str(out),

@@ -20,29 +20,30 @@ from fake_device import FakeDevice
 from torch import Tensor, nn
 
 import dsa_hw
-from dsa_hw.branches import removed_branches
-from dsa_hw.budgets import (
-    LatencyBudget,
-    ModelledLatency,
-    count,
-    flops_budget,
-    params_budget,
-    uniform_choices,
-)
-from dsa_hw.choices import WidthChoices, width_choices
-from dsa_hw.closed_loop import allocate
-from dsa_hw.constraints import ConstraintMethod
-from dsa_hw.deployed import DeployedGraph, export_onnx
-from dsa_hw.inventory import take_inventory
-from dsa_hw.latency_model import Coefficients, LatencyModel, table_requests
-from dsa_hw.memory import PeakMemory
+from dsa_hw.allocation.allocate import allocate
+from dsa_hw.allocation.rounding import Constraint, round_widths
+from dsa_hw.cost.choices import WidthChoices, width_choices
+from dsa_hw.cost.counted import count, flops_budget, params_budget, uniform_choices
+from dsa_hw.cost.latency.budget import LatencyBudget, ModelledLatency
+from dsa_hw.cost.latency.coefficients import Coefficients
+from dsa_hw.cost.latency.model import LatencyModel
+from dsa_hw.cost.latency.profiling import calibration_networks, latency_model, profile_network
+from dsa_hw.cost.latency.surfaces import table_requests
+from dsa_hw.cost.memory import PeakMemory
+from dsa_hw.deployment.exported import conv_shapes
 from dsa_hw.models.cifar import CifarMobileNetV2, CifarResNet
-from dsa_hw.pipeline import masked_difference
-from dsa_hw.profiling import calibration_networks, latency_model, profile_network
-from dsa_hw.rounding import REMOVED, Constraint, closeness, kept_importance, round_widths
-from dsa_hw.search import DSAPruner, MaskKind, SearchSettings, outputs_of
-from dsa_hw.surgery import load_pruned, remove_channels, save_pruned
-from dsa_hw.validation import conv_shapes
+from dsa_hw.network.branches.branch import removed_branches
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.forward import outputs_of
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.network.inventory import take_inventory
+from dsa_hw.network.removal import remove_channels
+from dsa_hw.pipeline.pruner import DSAPruner
+from dsa_hw.pipeline.stages import masked_difference
+from dsa_hw.search.holding import ConstraintMethod
+from dsa_hw.search.settings import MaskKind, SearchSettings
+from dsa_hw.surgery.saved import load_pruned, save_pruned
+from dsa_hw.worth.values import REMOVED, closeness, kept_importance
 from profilers.collect import nominal_reference_ms
 from profilers.table import LatencyTable, LayerKey
 from profilers.timing import Round
@@ -227,7 +228,7 @@ def test_a_branch_that_cannot_be_traced_is_named() -> None:
     torch.manual_seed(0)
     model = Dynamic()
     graph = inventory("flat")
-    from dsa_hw.inventory import find_branches, fixed_branches_warning
+    from dsa_hw.network.inventory import find_branches, fixed_branches_warning
 
     found = find_branches(model, graph.coupling, graph.regions())
     assert found.removable == ()

@@ -14,7 +14,7 @@ from browser import PATIENCE_S, PHONE, WIDE, Browser, Tab, browser
 from test_compare_report import fake_comparison, write_sweep
 from test_html_report import fake_result, write_run, write_table
 
-from dsa_hw.html_report import write_comparison_report, write_run_report, write_table_report
+from dsa_hw.reports import write_comparison_report, write_run_report, write_table_report
 
 OPEN_ALL = "document.querySelectorAll('details').forEach(d => d.open = true)"
 

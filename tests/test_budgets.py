@@ -17,15 +17,18 @@ from torch import Tensor
 from whole_way import PLAN, result_of
 
 from dsa_hw import prune
-from dsa_hw.budget_registry import BUDGETS, BudgetSetting
-from dsa_hw.budgets import Budget, HasTerms, MeasuredBudget, ModelledLatency, flops_budget
-from dsa_hw.choices import WidthChoices, merged_choices, width_choices
-from dsa_hw.config import PruneConfig
-from dsa_hw.coupling import find_coupling
-from dsa_hw.deployed import DeployedGraph, export_onnx
+from dsa_hw.cost.budget import Budget, HasTerms, MeasuredBudget
+from dsa_hw.cost.choices import WidthChoices, merged_choices, width_choices
+from dsa_hw.cost.counted import flops_budget
+from dsa_hw.cost.latency.budget import ModelledLatency
+from dsa_hw.cost.memory import PeakMemory
 from dsa_hw.errors import UserError
-from dsa_hw.memory import PeakMemory
-from dsa_hw.pipeline import budget_requests
+from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.pipeline.device import budget_requests
+from dsa_hw.runs.budgets import BUDGETS, BudgetSetting
+from dsa_hw.runs.config import PruneConfig
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def test_a_counted_budget_leaves_the_devices_steps_alone(name: str) -> None:
 
 def test_the_configuration_knows_budgets_without_torch() -> None:
     """``--help`` must not pay for it."""
-    code = "import sys, dsa_hw.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, dsa_hw.runs.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from dsa_hw import prune, report, validate
-from dsa_hw.cli import parse, to_yaml
-from dsa_hw.config import CompareConfig, PruneConfig
 from dsa_hw.errors import UserError
+from dsa_hw.runs.config import CompareConfig, PruneConfig
+from dsa_hw.runs.options import parse, to_yaml
 
 RATIO = ["--target-ratio", "0.5"]
 

@@ -9,13 +9,8 @@ import pytest
 import torch
 from test_rounding import WIDE, chain_cost
 
-from dsa_hw.baselines import allocate_uniform
-from dsa_hw.budgets import ModelledLatency
-from dsa_hw.choices import WidthChoices
-from dsa_hw.closed_loop import CONFIRMATIONS, Refined, allocate
-from dsa_hw.errors import InfeasibleBudget, UserError
-from dsa_hw.rounding import closeness
-from dsa_hw.target_loop import (
+from dsa_hw.allocation.allocate import CONFIRMATIONS, Refined, allocate
+from dsa_hw.allocation.target_loop import (
     AIM,
     MARGINS,
     ROUNDS,
@@ -24,6 +19,11 @@ from dsa_hw.target_loop import (
     Timed,
     verdict_sentence,
 )
+from dsa_hw.comparison.methods import allocate_uniform
+from dsa_hw.cost.choices import WidthChoices
+from dsa_hw.cost.latency.budget import ModelledLatency
+from dsa_hw.errors import InfeasibleBudget, UserError
+from dsa_hw.worth.values import closeness
 
 
 class ChainModel:

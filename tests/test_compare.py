@@ -23,29 +23,32 @@ from safetensors.torch import load_file
 from test_latency_model import reference_table
 from torch import Tensor, nn
 
-from dsa_hw import compare, pipeline
-from dsa_hw.baselines import find_method
-from dsa_hw.baselines.gates import TaylorGates
-from dsa_hw.baselines.halp import Knapsack, choose
-from dsa_hw.baselines.mdp import WidthProgram
-from dsa_hw.baselines.netadapt import shrunken
-from dsa_hw.baselines.to_target import reach_target
-from dsa_hw.budgets import ModelledLatency
-from dsa_hw.cli import parse
+from dsa_hw import compare
+from dsa_hw.allocation.target_loop import Timed
 from dsa_hw.comparison import cell_run, cells, sweep
 from dsa_hw.comparison.cell_run import give_way
+from dsa_hw.comparison.methods import find_method
+from dsa_hw.comparison.methods.gates import TaylorGates
+from dsa_hw.comparison.methods.halp import Knapsack, choose
+from dsa_hw.comparison.methods.mdp import WidthProgram
+from dsa_hw.comparison.methods.netadapt import shrunken
+from dsa_hw.comparison.methods.to_target import reach_target
 from dsa_hw.comparison.shared_training import WAITING
-from dsa_hw.config import CompareConfig
-from dsa_hw.console import Progress
-from dsa_hw.coupling import find_coupling
+from dsa_hw.cost.latency.budget import ModelledLatency
+from dsa_hw.cost.latency.profiling import ProfiledNetwork, profile_network
 from dsa_hw.data import DataSplits
-from dsa_hw.deployed import DeployedGraph, export_onnx
 from dsa_hw.errors import InfeasibleBudget, UserError
-from dsa_hw.profiling import ProfiledNetwork, profile_network
-from dsa_hw.run_folder import RunFolder, Stopwatch
-from dsa_hw.search import outputs_of
-from dsa_hw.surgery import keep_most_important, remove_channels
-from dsa_hw.target_loop import Timed
+from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.forward import outputs_of
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.network.removal import remove_channels
+from dsa_hw.pipeline import opening, stages
+from dsa_hw.runs.config import CompareConfig
+from dsa_hw.runs.console import Progress
+from dsa_hw.runs.folder import RunFolder, Stopwatch
+from dsa_hw.runs.options import parse
+from dsa_hw.surgery.channels import keep_most_important
 
 GAVE_WAY: dict[int, Stopwatch] = {}
 """Watches of the runs whose batches have asked whether another process times."""
@@ -110,7 +113,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cell_run, "give_way", noted)
         patch.setattr(sweep, "configured_backend", lambda config: FakeRuntime())
-        patch.setattr(pipeline, "write_run_report", lambda folder: None)  # tested elsewhere
+        patch.setattr(stages, "write_run_report", lambda folder: None)  # tested elsewhere
         out = tmp_path_factory.mktemp("compare") / "sweep"
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the network is too small to share
@@ -147,7 +150,7 @@ def test_eight_channels_where_the_device_has_steps_of_sixteen(tmp_path: Path) ->
     argv = [*arguments(out), "--budgets", "flops", "--methods", "dsa", "dsa-flops-by-8"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "configured_backend", lambda config: FakeRuntime(charge=charge))
-        patch.setattr(pipeline, "write_run_report", lambda folder: None)  # tested elsewhere
+        patch.setattr(stages, "write_run_report", lambda folder: None)  # tested elsewhere
         assert compare.main(argv) == 0
     widths = {}
     for name in ("dsa-flops", "dsa-flops-by-8"):
@@ -223,14 +226,14 @@ def test_runs_from_dense_networks_have_as_many_updates(tmp_path: Path, swept: Pa
     config = parse("compare", CompareConfig, argv)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "configured_backend", lambda config: FakeRuntime())
-        patch.setattr(pipeline, "write_run_report", lambda folder: None)  # tested elsewhere
+        patch.setattr(stages, "write_run_report", lambda folder: None)  # tested elsewhere
         assert compare.main(argv) == 0
     dense = load_file(out / "cells" / "dense-seed0" / "dense.safetensors")
     updates = {"dense": int(dense["stem_bn.num_batches_tracked"])}
     for cell in cells.plan(config)[1:]:
         weights = load_file(cell.folder(out) / "weights.safetensors")
         updates[cell.method] = int(weights["stem_bn.num_batches_tracked"])
-        started = pipeline.build_model(cells.run_config(config, cell), 10).state_dict()
+        started = opening.build_model(cells.run_config(config, cell), 10).state_dict()
         same = all(torch.equal(started[name], dense[name]) for name in dense)
         assert same == (cell.method != "uniform")
     whole = updates.pop("dense") // 2 * (2 + 3)

@@ -12,7 +12,7 @@ import pytest
 from test_html_report import DEVICE, fake_log, fake_result, read_page
 
 from dsa_hw import report
-from dsa_hw.html_report import write_comparison_report
+from dsa_hw.reports import write_comparison_report
 
 METHODS = {
     "dsa-latency": "DSA on latency",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dsa_hw.cli import parse, to_yaml
-from dsa_hw.config import CompareConfig, PruneConfig
+from dsa_hw.runs.config import CompareConfig, PruneConfig
+from dsa_hw.runs.options import parse, to_yaml
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 

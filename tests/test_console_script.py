@@ -12,8 +12,8 @@ import pytest
 
 import dsa_hw
 from dsa_hw import __main__ as script
-from dsa_hw.completion import completion_script
-from dsa_hw.config import COMMANDS, SCRIPT
+from dsa_hw.runs.completion import completion_script
+from dsa_hw.runs.config import COMMANDS, SCRIPT
 
 HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "pandas", "scipy", "matplotlib", "numpy")
 

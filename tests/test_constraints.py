@@ -10,10 +10,10 @@ import torch
 from scipy.optimize import lsq_linear, minimize
 from torch import Tensor
 
-from dsa_hw.constraints import METHODS, ConstraintMethod, make_mover
-from dsa_hw.constraints.admm import nearest_within
-from dsa_hw.constraints.mover import Violations
-from dsa_hw.constraints.projection import along_budget, along_two
+from dsa_hw.search.holding import METHODS, ConstraintMethod, make_mover
+from dsa_hw.search.holding.admm import nearest_within
+from dsa_hw.search.holding.mover import Violations
+from dsa_hw.search.holding.projection import along_budget, along_two
 
 WISHED = torch.tensor([0.9, 0.8, 0.3, 0.6], dtype=torch.float64)
 """min |a - WISHED|^2 without a budget."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dsa_hw.distillation import Distillation, soft_cross_entropy
+from dsa_hw.training.distillation import Distillation, soft_cross_entropy
 
 
 def test_a_perfect_imitation_costs_nothing() -> None:

@@ -11,7 +11,7 @@ from fake_device import FakeDevice
 
 from profilers.collect import Request, collect
 from profilers.host import Patience
-from profilers.spec import LayerSpec
+from profilers.layers.spec import LayerSpec
 from profilers.table import LatencyTable, LayerKey
 from profilers.timing import (
     LEAST_ROUNDS,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dsa_hw.cli import option_name, options_of
-from dsa_hw.config import COMMANDS
+from dsa_hw.runs.config import COMMANDS
+from dsa_hw.runs.options import option_name, options_of
 from generated_pages import decisions, figures, options, results
 from generated_pages.external import external_loads
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsa_hw.dpp import (
+from dsa_hw.search.dpp import (
     hard_top_masks,
     keep_probabilities,
     sample_masks,

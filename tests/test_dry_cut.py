@@ -10,14 +10,14 @@ import torch
 from conftest import randomize_norms
 from torch import Tensor, nn
 
-from dsa_hw.coupling import NETWORK_OUTPUT, ChannelMap, Coupling, find_coupling
-from dsa_hw.deployed import DeployedGraph
-from dsa_hw.dry_cut import random_keep
 from dsa_hw.errors import UnsupportedModel
-from dsa_hw.inventory import frozen_note, take_inventory
-from dsa_hw.masks import ChannelMasks, hard_masks
-from dsa_hw.search import outputs_of
-from dsa_hw.surgery import remove_channels
+from dsa_hw.network.coupling import NETWORK_OUTPUT, ChannelMap, Coupling, find_coupling
+from dsa_hw.network.dry_cut import random_keep
+from dsa_hw.network.forward import outputs_of
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.network.inventory import frozen_note, take_inventory
+from dsa_hw.network.masks import ChannelMasks, hard_masks
+from dsa_hw.network.removal import remove_channels
 
 
 class Block(nn.Module):
@@ -266,7 +266,7 @@ def test_a_network_without_anything_to_remove_is_refused() -> None:
 
 def test_a_wrong_coupling_is_found_and_attributed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A coupling that confuses two channels of one group: that group is frozen, and no other."""
-    import dsa_hw.inventory as module
+    from dsa_hw.network import inventory as module
 
     def confused(model: nn.Module, x: Tensor, exclude: object) -> Coupling:
         coupling = find_coupling(model, x)

@@ -14,11 +14,12 @@ from fake_device import FakeDevice
 from torch import nn
 
 import profilers
-from dsa_hw.budget_registry import BUDGETS, BudgetSetting
-from dsa_hw.choices import width_choices
-from dsa_hw.coupling import find_coupling
-from dsa_hw.deployed import DeployedGraph, export_onnx
-from dsa_hw.profiling import profile_network
+from dsa_hw.cost.choices import width_choices
+from dsa_hw.cost.latency.profiling import profile_network
+from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.runs.budgets import BUDGETS, BudgetSetting
 from profilers.collect import nominal_reference_ms
 from profilers.table import LatencyTable
 

@@ -25,19 +25,9 @@ from fake_device import FakeDevice, FakeRunner
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dsa_hw import compare, profile, prune, validate
-from dsa_hw.deployed import export_onnx
-from dsa_hw.search import outputs_of
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.forward import outputs_of
 from profilers.backends import open_backend, selection
-from profilers.backends.cuda_clock import (
-    WARMUPS_BEFORE_CAPTURE,
-    DeviceRunner,
-    EventClock,
-    HostClock,
-    captured,
-    with_copies,
-)
-from profilers.backends.kept import KeptModels
-from profilers.backends.model_files import KEPT, ModelFiles, model_key
 from profilers.backends.onnx_torch import OnnxModule
 from profilers.backends.onnxruntime_cuda import (
     BoundSession,
@@ -45,18 +35,28 @@ from profilers.backends.onnxruntime_cuda import (
     open_session,
     refusal_to_be_captured,
 )
-from profilers.backends.parallel import Parallel
 from profilers.backends.selection import choose, preference, probe
 from profilers.backends.torch_runtime import TorchRuntime
-from profilers.backends.worker import Server
-from profilers.backends.worker_process import Worker
+from profilers.cards.cuda_clock import (
+    WARMUPS_BEFORE_CAPTURE,
+    DeviceRunner,
+    EventClock,
+    HostClock,
+    captured,
+    with_copies,
+)
+from profilers.cards.kept import KeptModels
 from profilers.collect import Request, call_requests, collect
 from profilers.errors import BackendUnavailable
-from profilers.onnx_layers import layer_model
-from profilers.spec import LayerSpec
+from profilers.layers.models import layer_model
+from profilers.layers.spec import LayerSpec
 from profilers.steps import find_steps, sweep_requests
 from profilers.table import LatencyTable
 from profilers.timing import Runner, SamplePlan
+from profilers.workers.model_files import KEPT, ModelFiles, model_key
+from profilers.workers.parallel import Parallel
+from profilers.workers.process import Worker
+from profilers.workers.server import Server
 
 CONV = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 8x8 b1 fp32 +relu")
 

@@ -23,12 +23,12 @@ from benchmarks.guarded_parts import (
     Part,
     run_parts,
 )
-from dsa_hw.console import Progress
+from dsa_hw.runs.console import Progress
 from profilers.backends import open_backend
-from profilers.backends.isolated import Isolated
-from profilers.backends.parallel import Parallel
 from profilers.errors import BackendUnavailable
 from profilers.timing import Round, summarize
+from profilers.workers.isolated import Isolated
+from profilers.workers.parallel import Parallel
 
 
 def network() -> Residual:

@@ -22,15 +22,19 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dsa_hw.budgets import FlopsBudget, LatencyBudget, MemoryBudget
-from dsa_hw.config import PruneConfig
-from dsa_hw.coupling import find_coupling
-from dsa_hw.deployed import DeployedGraph, export_onnx
-from dsa_hw.dpp import keep_probabilities, sample_masks, standardized_inexactness
-from dsa_hw.inventory import take_inventory
-from dsa_hw.profiling import profile_network
-from dsa_hw.search import DSAPruner, SearchSettings
-from dsa_hw.training import make_optimizer, unwaited
+from dsa_hw.cost.counted import FlopsBudget, MemoryBudget
+from dsa_hw.cost.latency.budget import LatencyBudget
+from dsa_hw.cost.latency.profiling import profile_network
+from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.network.inventory import take_inventory
+from dsa_hw.pipeline.pruner import DSAPruner
+from dsa_hw.runs.config import PruneConfig
+from dsa_hw.search.dpp import keep_probabilities, sample_masks, standardized_inexactness
+from dsa_hw.search.settings import SearchSettings
+from dsa_hw.training.schedule import make_optimizer
+from dsa_hw.training.trainer import unwaited
 from profilers.collect import nominal_reference_ms
 from profilers.table import LatencyTable
 

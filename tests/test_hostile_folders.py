@@ -17,18 +17,18 @@ from onnx import TensorProto, helper
 from test_compare_report import fake_comparison, write_sweep
 
 from dsa_hw import report, validate
-from dsa_hw.cli import to_yaml
-from dsa_hw.config import DeviceConfig, PruneConfig
 from dsa_hw.errors import UserError
-from dsa_hw.finished_search import load_finished_search
-from dsa_hw.html_report.page import csv_text, inert
-from dsa_hw.pipeline import configured_table
-from dsa_hw.run_folder import RunFolder
-from dsa_hw.run_result import finished_result
-from profilers.backends.model_inputs import input_shape
+from dsa_hw.pipeline.finished_result import finished_result
+from dsa_hw.pipeline.finished_search import load_finished_search
+from dsa_hw.pipeline.opening import configured_table
+from dsa_hw.reports.page import csv_text, inert
+from dsa_hw.runs.config import DeviceConfig, PruneConfig
+from dsa_hw.runs.folder import RunFolder
+from dsa_hw.runs.options import to_yaml
 from profilers.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from profilers.errors import BackendUnavailable
 from profilers.timing import SamplePlan
+from profilers.workers.model_inputs import input_shape
 
 EVIL = "open('ran', 'w').close()\n\n\ndef factory(*a, **k):\n    raise SystemExit\n"
 PART = {"measured_ms": 1.0, "ci95_ms": [0.9, 1.1], "accuracy": None, "flops": 1e6, "params": 1e3}

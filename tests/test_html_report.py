@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from dsa_hw.html_report import ReportInputError, write_run_report, write_table_report
+from dsa_hw.reports import ReportInputError, write_run_report, write_table_report
 from profilers.errors import TableError
-from profilers.spec import LayerSpec
+from profilers.layers.spec import LayerSpec
 from profilers.table import LatencyTable, LayerKey, NetworkKey
 from profilers.timing import Round
 

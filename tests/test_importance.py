@@ -9,15 +9,11 @@ import torch
 from conftest import Residual, randomize_norms
 from torch import nn
 
-from dsa_hw.coupling import find_coupling
 from dsa_hw.errors import UserError
-from dsa_hw.importance import (
-    AtomImportance,
-    MemberMean,
-    TaylorScores,
-    chosen_importance,
-)
-from dsa_hw.masks import ChannelMasks
+from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.masks import ChannelMasks
+from dsa_hw.worth.importance import AtomImportance, MemberMean, chosen_importance
+from dsa_hw.worth.taylor import TaylorScores
 
 IMAGE = torch.zeros(1, 3, 4, 4)
 PRESENT = torch.tensor([[True, True, True], [True, False, False]])

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from profilers.collect import EXTRA_ROUNDS, RETAKEN
-from profilers.spec import LayerSpec
+from profilers.layers.spec import LayerSpec
 from profilers.table import LatencyTable, LayerKey
 
 KILLS = 20

@@ -15,15 +15,18 @@ from conftest import Residual
 from fake_device import STEP, FakeDevice, FakeRunner, conv_ms, network_ms
 from torch import Tensor, nn
 
-from dsa_hw.budgets import LatencyBudget, ModelledLatency, count, flops_budget, params_budget
-from dsa_hw.calibration import LEAST_SCALE, calibrate
-from dsa_hw.choices import width_choices
-from dsa_hw.coupling import find_coupling
-from dsa_hw.deployed import DeployedGraph, export_onnx
+from dsa_hw.cost.choices import width_choices
+from dsa_hw.cost.counted import count, flops_budget, params_budget
+from dsa_hw.cost.latency.budget import LatencyBudget, ModelledLatency
+from dsa_hw.cost.latency.calibration import LEAST_SCALE, calibrate
+from dsa_hw.cost.latency.coefficients import WEIGHTS, Coefficients, sized_kind
+from dsa_hw.cost.latency.model import LatencyModel
+from dsa_hw.cost.latency.profiling import ProfiledNetwork, latency_model, profile_network
 from dsa_hw.errors import UserError
-from dsa_hw.latency_model import WEIGHTS, Coefficients, LatencyModel, sized_kind
-from dsa_hw.pipeline import unknown_operations_warning
-from dsa_hw.profiling import ProfiledNetwork, latency_model, profile_network
+from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.pipeline.opening import unknown_operations_warning
 from profilers.errors import MissingMeasurement
 from profilers.table import LatencyTable, LayerKey, TableRound
 from profilers.timing import Runner

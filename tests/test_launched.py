@@ -14,12 +14,14 @@ import torch
 from fake_device import FakeRuntime
 from test_processes import free_port
 
-from dsa_hw import cli, compare, pipeline, prune
-from dsa_hw.cli import run_command
-from dsa_hw.config import PruneConfig, ReportConfig
+from dsa_hw import compare, prune
 from dsa_hw.errors import UserError
-from dsa_hw.run_folder import RunFolder
-from dsa_hw.training import Trainer
+from dsa_hw.pipeline import opening
+from dsa_hw.runs import options as cli
+from dsa_hw.runs.config import PruneConfig, ReportConfig
+from dsa_hw.runs.folder import RunFolder
+from dsa_hw.runs.options import run_command
+from dsa_hw.training.trainer import Trainer
 
 FILES = (
     "config.yaml", "result.json", "model.onnx", "weights.safetensors", "widths.json", "log.jsonl",
@@ -60,7 +62,7 @@ def events(folder: Path) -> list[dict]:
 def test_two_processes_finish_what_one_began_as_that_one_would(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pipeline, "configured_backend", lambda config: FakeRuntime())
+    monkeypatch.setattr(opening, "configured_backend", lambda config: FakeRuntime())
     table, alone, both = (tmp_path / name for name in ("table.jsonl", "alone", "both"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the network is too small to share

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from profilers.backends.layer_names import attribute, is_reformat, onnx_nodes
+from profilers.backends.tensorrt.names import attribute, is_reformat, onnx_nodes
 
 
 @pytest.mark.parametrize(

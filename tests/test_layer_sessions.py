@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from profilers.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from profilers.onnx_layers import layer_model, stream_model, tiny_model
-from profilers.spec import LayerSpec
+from profilers.layers.models import layer_model, stream_model, tiny_model
+from profilers.layers.spec import LayerSpec
 from profilers.timing import SamplePlan
 
 SPEC = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 8x8 b1 fp32 +relu")

@@ -9,13 +9,15 @@ from conftest import Residual
 from torch import Tensor, nn
 
 import dsa_hw
-from dsa_hw.baselines import allocate_uniform
-from dsa_hw.budgets import MemoryBudget, count
-from dsa_hw.closed_loop import allocate
-from dsa_hw.coupling import find_coupling
-from dsa_hw.deployed import DeployedGraph, export_onnx
-from dsa_hw.memory import PeakMemory
-from dsa_hw.rounding import Constraint, closeness, round_widths
+from dsa_hw.allocation.allocate import allocate
+from dsa_hw.allocation.rounding import Constraint, round_widths
+from dsa_hw.comparison.methods import allocate_uniform
+from dsa_hw.cost.counted import MemoryBudget, count
+from dsa_hw.cost.memory import PeakMemory
+from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.worth.values import closeness
 
 
 class Block(nn.Module):

@@ -9,8 +9,9 @@ import torch
 from conftest import Residual
 from torch import nn
 
-from dsa_hw.coupling import find_coupling
-from dsa_hw.deployed import DeployedGraph, export_onnx
+from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.graph import DeployedGraph
 
 
 class Grouped(nn.Module):

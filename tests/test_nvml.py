@@ -13,11 +13,10 @@ from typing import Any
 import pynvml
 import pytest
 
-from profilers import nvml
-from profilers.backends import cuda_device
-from profilers.backends.isolated import STEADY, TRIES, WatchedRunner
-from profilers.nvml import Card, NvmlAbsent, Watch, energy_per_run_mj, measuring_pids
+from profilers.cards import cuda_device, nvml
+from profilers.cards.nvml import Card, NvmlAbsent, Watch, energy_per_run_mj, measuring_pids
 from profilers.timing import SamplePlan
+from profilers.workers.isolated import STEADY, TRIES, WatchedRunner
 
 UUID = "GPU-11111111-2222-3333-4444-555555555555"
 
@@ -135,7 +134,7 @@ def test_what_counts_as_throttling(mask: int, names: tuple[str, ...]) -> None:
 
 def test_a_throttled_round_is_taken_again_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("profilers.backends.isolated.time.sleep", pauses.append)
+    monkeypatch.setattr("profilers.workers.isolated.time.sleep", pauses.append)
     # readings come in pairs, before and after a round: the first two rounds are disturbed
     watch = Watch(Card(UUID, FakeNvml([0, 0x4, 0x20, 0, 0, 0])), lambda: {100})
     worker: Any = FakeWorker()
@@ -150,7 +149,7 @@ def test_a_throttled_round_is_taken_again_and_counted(monkeypatch: pytest.Monkey
 def test_a_card_that_is_always_held_back_is_measured_all_the_same_and_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("profilers.backends.isolated.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("profilers.workers.isolated.time.sleep", lambda seconds: None)
     watch = Watch(Card(UUID, FakeNvml([0x4] * 100, clocks=[1980, 1410] * 50)), lambda: {100})
     worker: Any = FakeWorker()
     assert WatchedRunner(worker, watch).take_round(SamplePlan()).median_ms == TRIES
@@ -163,7 +162,7 @@ def test_a_card_that_is_always_held_back_is_measured_all_the_same_and_told(
 
 def test_waiting_is_given_up_where_it_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("profilers.backends.isolated.time.sleep", pauses.append)
+    monkeypatch.setattr("profilers.workers.isolated.time.sleep", pauses.append)
     library = FakeNvml([0x4] * 2 * (STEADY * TRIES + 5))
     watch = Watch(Card(UUID, library), lambda: {100})
     worker: Any = FakeWorker()
@@ -179,7 +178,7 @@ def test_waiting_is_given_up_where_it_does_not_help(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_clock_that_has_not_risen_yet_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("profilers.backends.isolated.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("profilers.workers.isolated.time.sleep", lambda seconds: None)
     watch = Watch(Card(UUID, FakeNvml(clocks=[1980, 1980, 1980, 345, 1980, 1980])), lambda: {100})
     worker: Any = FakeWorker()
     runner = WatchedRunner(worker, watch)

@@ -16,9 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profilers.backends import TimesPacks
-from profilers.backends.isolated import Isolated
 from profilers.backends.packing import AmbiguousNames, pack_models, pack_size, split_times
-from profilers.backends.tensorrt_packs import (
+from profilers.backends.tensorrt.packs import (
     AGREEMENT,
     RUNS,
     TRIAL_LAYERS,
@@ -28,13 +27,14 @@ from profilers.backends.tensorrt_packs import (
     Profile,
     trial_model,
 )
+from profilers.cards.nvml import Watch
 from profilers.collect import PACK_BYTES, Request, collect, packs_of
 from profilers.errors import BackendUnavailable
-from profilers.nvml import Watch
-from profilers.onnx_layers import layer_model
-from profilers.spec import LayerSpec
+from profilers.layers.models import layer_model
+from profilers.layers.spec import LayerSpec
 from profilers.table import LatencyTable, LayerKey, NetworkKey
 from profilers.timing import Round, Runner
+from profilers.workers.isolated import Isolated
 
 SPECS = [
     ("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 8x8 b1 fp32 +relu", 8, 16),
@@ -129,7 +129,7 @@ def test_what_is_ambiguous_is_refused(name: str, reason: str) -> None:
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_real_pack_builds_and_its_kernels_belong_to_one_layer_each(precision: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
-    from profilers.backends.tensorrt_build import EngineBuilder
+    from profilers.backends.tensorrt.build import EngineBuilder
 
     built = EngineBuilder("tensorrt-rtx", precision, compute_capability=86)
     engine = built.build(pack_models(models()), layer=True)

@@ -18,9 +18,10 @@ from torch.multiprocessing.spawn import spawn
 
 import dsa_hw
 from dsa_hw.errors import UserError
-from dsa_hw.importance import Importance
-from dsa_hw.processes import Processes
-from dsa_hw.search import DSAPruner, SearchSettings
+from dsa_hw.pipeline.pruner import DSAPruner
+from dsa_hw.runs.processes import Processes
+from dsa_hw.search.settings import SearchSettings
+from dsa_hw.worth.importance import Importance
 
 STEPS, BATCH = 16, 8
 SETTINGS = SearchSettings(validation_every=2, warmup=(0.1, 0.2), log_every=4)

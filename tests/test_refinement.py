@@ -8,13 +8,14 @@ import torch
 from conftest import Residual
 from fake_device import Charge, FakeDevice, conv_ms, network_ms
 
-from dsa_hw import profiling
-from dsa_hw.coupling import find_coupling
-from dsa_hw.deployed import DeployedGraph, export_onnx
-from dsa_hw.profiling import ProfiledNetwork, profile_network
+from dsa_hw.cost.latency import profiling
+from dsa_hw.cost.latency.profiling import ProfiledNetwork, profile_network
+from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.graph import DeployedGraph
 from profilers.collect import nominal_reference_ms
 from profilers.grid import Grid, first_grid, refined_grid
-from profilers.spec import LayerSpec
+from profilers.layers.spec import LayerSpec
 from profilers.table import LatencyTable
 
 SPEC = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 28x28 b1 fp32 +relu")

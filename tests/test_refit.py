@@ -10,10 +10,11 @@ import torch
 from conftest import Residual
 from fake_device import FakeDevice, conv_ms, network_ms
 
-from dsa_hw.around_allocation import refine_around
-from dsa_hw.coupling import find_coupling
-from dsa_hw.deployed import DeployedGraph, export_onnx
-from dsa_hw.profiling import CalibratedModel, neighbours, profile_network, refit
+from dsa_hw.cost.latency.around_allocation import refine_around
+from dsa_hw.cost.latency.profiling import CalibratedModel, neighbours, profile_network, refit
+from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.graph import DeployedGraph
 from profilers.collect import Request, collect, nominal_reference_ms
 from profilers.table import LatencyTable, NetworkKey
 

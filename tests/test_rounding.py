@@ -10,16 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import milp
 
-from dsa_hw.choices import WidthChoices, merged_choices
+from dsa_hw.allocation.integer_program import decompose
+from dsa_hw.allocation.rounding import Constraint, round_widths
+from dsa_hw.cost.choices import WidthChoices, merged_choices
 from dsa_hw.errors import InfeasibleBudget, UserError
-from dsa_hw.integer_program import decompose
-from dsa_hw.rounding import (
-    Constraint,
-    closeness,
-    kept_importance,
-    near_and_important,
-    round_widths,
-)
+from dsa_hw.worth.values import closeness, kept_importance, near_and_important
 
 
 def chain_cost(widths: np.ndarray) -> np.ndarray:
@@ -186,15 +181,15 @@ def test_widths_do_not_depend_on_the_clock(monkeypatch: pytest.MonkeyPatch) -> N
         seen.append(options)
         return milp(*args, options=options, **more)
 
-    monkeypatch.setattr("dsa_hw.integer_program.milp", watched)
+    monkeypatch.setattr("dsa_hw.allocation.integer_program.milp", watched)
     for products in (12_000, 60):
-        monkeypatch.setattr("dsa_hw.rounding.PRODUCTS", products)
+        monkeypatch.setattr("dsa_hw.allocation.rounding.PRODUCTS", products)
         expected[products] = round_widths(WIDE, values, [limit]).widths.tolist()
     hours = itertools.count(0.0, 3600.0)
     for clock in ("monotonic", "perf_counter", "time", "process_time"):
         monkeypatch.setattr(f"time.{clock}", lambda: next(hours))
     for products, widths in expected.items():
-        monkeypatch.setattr("dsa_hw.rounding.PRODUCTS", products)
+        monkeypatch.setattr("dsa_hw.allocation.rounding.PRODUCTS", products)
         assert round_widths(WIDE, values, [limit]).widths.tolist() == widths
     assert len(options) >= 4
     assert all("time_limit" not in given for given in options)
@@ -256,7 +251,7 @@ def test_windows_find_what_the_whole_program_finds(
     values = closeness(WIDE, np.array([100.0, 30, 60, 120, 90, 20]))
     limit = Constraint("c", "u", chain_cost, 25_000.0)
     whole = round_widths(WIDE, values, [limit])
-    monkeypatch.setattr("dsa_hw.rounding.PRODUCTS", products)
+    monkeypatch.setattr("dsa_hw.allocation.rounding.PRODUCTS", products)
     part = round_widths(WIDE, values, [limit])
     assert whole.proven
     assert part.value == pytest.approx(whole.value, abs=1e-4)
@@ -267,7 +262,7 @@ def test_costs_that_couple_too_much_are_searched_locally(monkeypatch: pytest.Mon
     values = closeness(WIDE, np.array([100.0, 30, 60, 120, 90, 20]))
     limit = Constraint("c", "u", chain_cost, 25_000.0)
     whole = round_widths(WIDE, values, [limit])
-    monkeypatch.setattr("dsa_hw.rounding.PRODUCTS", 0)
+    monkeypatch.setattr("dsa_hw.allocation.rounding.PRODUCTS", 0)
     found = round_widths(WIDE, values, [limit])
     assert found.bound is None
     assert found.costs[0] <= limit.target

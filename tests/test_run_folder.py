@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from dsa_hw import durable_files, pipeline, prune
-from dsa_hw.cli import run_command
-from dsa_hw.config import ProfileConfig, PruneConfig
+from dsa_hw import prune
 from dsa_hw.errors import RunFolderError, UserError
-from dsa_hw.finished_search import config_of
-from dsa_hw.run_folder import RunFolder, Stopwatch
-from dsa_hw.run_lock import HOLDER_FILE, LOCK_FILE, RunLock
+from dsa_hw.pipeline.finished_search import config_of
+from dsa_hw.runs import durable_files
+from dsa_hw.runs.config import ProfileConfig, PruneConfig
+from dsa_hw.runs.folder import RunFolder, Stopwatch
+from dsa_hw.runs.lock import HOLDER_FILE, LOCK_FILE, RunLock
+from dsa_hw.runs.options import run_command
 
 CONFIG = PruneConfig(target_ratio=0.5)
 HOLD = """
@@ -51,7 +52,7 @@ def test_a_second_command_is_refused_by_the_name_of_the_first(tmp_path: Path, ca
             assert prune.main(["--target-ratio", "0.5", "--epochs", "0", "--out", str(out)]) == 2
             said = capsys.readouterr().err
             assert f"process {first.pid} on {platform.node()}" in said
-            assert "from dsa_hw.run_lock import RunLock" in said  # its command
+            assert "from dsa_hw.runs.lock import RunLock" in said  # its command
         finally:
             first.send_signal(signal.SIGKILL)
     # a killed process holds nothing, though what it wrote of itself is still there
@@ -147,7 +148,7 @@ def test_a_torn_log_line_costs_that_line_alone(folder: RunFolder) -> None:
     with open(folder.path / "log.jsonl", "a") as file:
         file.write('{"event":')
     folder.log({"event": "warning", "message": "second"})
-    first, second, problem = pipeline._logged_warnings(folder)
+    first, second, problem = record.logged_warnings(folder)
     assert (first, second) == ("first", "second")
     assert "1 unreadable line" in problem
 
@@ -215,7 +216,8 @@ def test_what_the_system_refuses_is_one_message(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_output_that_nobody_takes_is_no_traceback() -> None:
     code = (
-        "import sys; from dsa_hw.cli import run_command; from dsa_hw.config import ProfileConfig; "
+        "import sys; from dsa_hw.runs.options import run_command; "
+        "from dsa_hw.runs.config import ProfileConfig; "
         "sys.exit(run_command('report', ProfileConfig, lambda c: print('x' * 100_000), []))"
     )
     command = [sys.executable, "-c", code]

@@ -15,10 +15,11 @@ from conftest import Residual
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dsa_hw.coupling import find_coupling
 from dsa_hw.errors import UserError
-from dsa_hw.search import outputs_of
-from dsa_hw.surgery import WEIGHTS_FILE, WIDTHS_FILE, load_pruned, remove_channels, save_pruned
+from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.forward import outputs_of
+from dsa_hw.network.removal import remove_channels
+from dsa_hw.surgery.saved import WEIGHTS_FILE, WIDTHS_FILE, load_pruned, save_pruned
 
 Change = Callable[[dict[str, Any]], object]
 

@@ -13,12 +13,16 @@ from fake_device import FakeDevice
 from torch import Tensor, nn
 
 import dsa_hw
-from dsa_hw.budgets import FlopsBudget, LatencyBudget, count, flops_budget, params_budget
-from dsa_hw.coupling import find_coupling
-from dsa_hw.deployed import DeployedGraph, export_onnx
-from dsa_hw.profiling import profile_network
-from dsa_hw.rounding import closeness
-from dsa_hw.search import DSAPruner, SearchSettings, outputs_of
+from dsa_hw.cost.counted import FlopsBudget, count, flops_budget, params_budget
+from dsa_hw.cost.latency.budget import LatencyBudget
+from dsa_hw.cost.latency.profiling import profile_network
+from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.forward import outputs_of
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.pipeline.pruner import DSAPruner
+from dsa_hw.search.settings import SearchSettings
+from dsa_hw.worth.values import closeness
 from profilers.collect import nominal_reference_ms
 from profilers.table import LatencyTable
 

@@ -13,11 +13,13 @@ from conftest import Residual
 from fake_device import STEP, Charge, FakeDevice, network_ms
 from test_latency_model import reference_table
 
-from dsa_hw import pipeline, profile
-from dsa_hw.coupling import find_coupling
-from dsa_hw.deployed import DeployedGraph, export_onnx
-from dsa_hw.profiling import CalibratedModel, profile_network
-from dsa_hw.shares import GroupShare, group_shares
+from dsa_hw import profile
+from dsa_hw.cost.latency.profiling import CalibratedModel, profile_network
+from dsa_hw.cost.latency.shares import GroupShare, group_shares
+from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.pipeline import opening
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def test_groups_of_two_widths_and_of_one(graph: DeployedGraph) -> None:
 def test_profile_ends_with_the_widest_two(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "configured_backend", lambda config: FakeDevice())
+    monkeypatch.setattr(opening, "configured_backend", lambda config: FakeDevice())
     argv = ["--model", "test_compare:small", "--input-shape", "3", "16", "16", "--rounds", "2"]
     argv += ["--table", str(tmp_path / "t.jsonl"), "--calibration-networks", "8"]
     assert profile.main(argv) == 0

@@ -10,14 +10,16 @@ import torchvision
 from conftest import Residual, randomize_norms
 from torch import nn
 
-from dsa_hw.coupling import Coupling, find_coupling
-from dsa_hw.deployed import DeployedGraph, export_onnx
+from dsa_hw.deployment.exported import conv_shapes
 from dsa_hw.errors import RunFolderError, UnsupportedModel
-from dsa_hw.inventory import take_inventory
-from dsa_hw.masks import ChannelMasks
-from dsa_hw.search import outputs_of
-from dsa_hw.surgery import kept_widths, load_pruned, remove_channels, save_pruned
-from dsa_hw.validation import conv_shapes
+from dsa_hw.network.coupling import Coupling, find_coupling
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.forward import outputs_of
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.network.inventory import take_inventory
+from dsa_hw.network.masks import ChannelMasks
+from dsa_hw.network.removal import kept_widths, remove_channels
+from dsa_hw.surgery.saved import load_pruned, save_pruned
 
 
 def random_keep(coupling: Coupling, rng: np.random.Generator) -> list[np.ndarray]:

@@ -15,20 +15,21 @@ from torch import Tensor
 from benchmarks import allocation, flow_cost
 from benchmarks.compare_methods import seed_by_seed, together
 from benchmarks.methods import Bench
-from dsa_hw import compare, pipeline
-from dsa_hw.baselines.uniform import Uniform
+from dsa_hw import compare
 from dsa_hw.comparison import cells, sweep
+from dsa_hw.comparison.methods.uniform import Uniform
 from dsa_hw.comparison.shared_training import SHARED, SharedTraining
 from dsa_hw.comparison.summary import COLUMNS
-from dsa_hw.config import CompareConfig, PruneConfig
 from dsa_hw.errors import RunFolderError, UserError
-from dsa_hw.run_folder import RunFolder, Stopwatch
+from dsa_hw.pipeline import opening, stages
+from dsa_hw.runs.config import CompareConfig, PruneConfig
+from dsa_hw.runs.folder import RunFolder, Stopwatch
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "configured_backend", lambda config: FakeRuntime())
-    monkeypatch.setattr(pipeline, "write_run_report", lambda folder: None)
+    monkeypatch.setattr(stages, "write_run_report", lambda folder: None)
 
 
 def test_parts_of_a_run_add_up_to_the_whole(tmp_path: Path) -> None:
@@ -148,12 +149,12 @@ def test_the_input_shape_reaches_data_and_network(
     asked: tuple[int, ...] | None, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-    monkeypatch.setattr(pipeline, "outputs_of", lambda model, example: torch.zeros(1, 10))
-    monkeypatch.setattr(pipeline, "take_inventory", lambda *args, **options: None)
+    monkeypatch.setattr(opening, "outputs_of", lambda model, example: torch.zeros(1, 10))
+    monkeypatch.setattr(opening, "take_inventory", lambda *args, **options: None)
     config = CompareConfig(
         model="cifar_resnet20", data="digits", input_shape=asked, target_ratios=(0.5,)
     )
-    dense = pipeline.load_dense(cells.run_config(config, cells.plan(config)[0]))
+    dense = opening.load_dense(cells.run_config(config, cells.plan(config)[0]))
     assert dense.example.shape == shape
     assert dense.data is not None
     assert dense.data.train[0][0].shape == shape[1:]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from profilers.errors import ProvenanceMismatch, TableError
-from profilers.spec import LayerSpec
+from profilers.layers.spec import LayerSpec
 from profilers.table import LatencyTable, LayerKey, NetworkKey, TableRound, default_path
 from profilers.timing import Round
 

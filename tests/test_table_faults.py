@@ -16,7 +16,7 @@ import filelock
 import pytest
 
 from profilers.errors import TableError
-from profilers.spec import LayerSpec
+from profilers.layers.spec import LayerSpec
 from profilers.table import CallKey, LatencyTable, LayerKey, NetworkKey
 from profilers.timing import Round
 

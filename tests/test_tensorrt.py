@@ -15,22 +15,25 @@ import torch
 from conftest import Residual, randomize_norms
 from onnx import TensorProto
 
-from dsa_hw.coupling import find_coupling
-from dsa_hw.deployed import DeployedGraph, export_onnx
-from dsa_hw.surgery import keep_most_important, remove_channels
-from profilers.backends import tensorrt_build, tensorrt_runtime
-from profilers.backends.tensorrt_build import (
+from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.network.removal import remove_channels
+from dsa_hw.surgery.channels import keep_most_important
+from profilers.backends.tensorrt import build as tensorrt_build
+from profilers.backends.tensorrt import runtime as tensorrt_runtime
+from profilers.backends.tensorrt.build import (
     EngineBuilder,
     load_tensorrt,
     supported_layers,
     timing_cache_path,
 )
-from profilers.backends.tensorrt_packs import Profile
-from profilers.backends.tensorrt_runtime import PROFILED_RUNS, Execution, TensorRt
+from profilers.backends.tensorrt.packs import Profile
+from profilers.backends.tensorrt.runtime import PROFILED_RUNS, Execution, TensorRt
 from profilers.errors import BackendUnavailable
-from profilers.onnx_layers import layer_model
+from profilers.layers.models import layer_model
+from profilers.layers.spec import LayerSpec
 from profilers.precision import at_precision
-from profilers.spec import LayerSpec
 
 CONV = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 14x14 b1 fp32 +relu")
 

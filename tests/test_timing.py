@@ -13,8 +13,8 @@ import pytest
 from fake_device import FakeDevice
 
 from profilers.collect import Request, collect
-from profilers.onnx_layers import layer_model
-from profilers.spec import LayerSpec
+from profilers.layers.models import layer_model
+from profilers.layers.spec import LayerSpec
 from profilers.steps import CANDIDATES, SWEEP, rise_within_treads
 from profilers.table import LatencyTable, LayerKey, NetworkKey
 from profilers.timing import (

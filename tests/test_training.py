@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dsa_hw import training_precision
 from dsa_hw.comparison.cells import Cell, Target, run_config
-from dsa_hw.config import CompareConfig, PruneConfig
 from dsa_hw.data import DataSplits, ImageTensors
-from dsa_hw.finished_search import FinishedSearch
-from dsa_hw.pipeline import continued
-from dsa_hw.run_folder import RunFolder
-from dsa_hw.training import Stage, Trainer, make_optimizer
+from dsa_hw.pipeline.finished_search import FinishedSearch
+from dsa_hw.pipeline.stages import continued
+from dsa_hw.runs.config import CompareConfig, PruneConfig
+from dsa_hw.runs.folder import RunFolder
+from dsa_hw.training import precision as training_precision
+from dsa_hw.training.schedule import Stage, make_optimizer
+from dsa_hw.training.trainer import Trainer
 
 IMAGES = 64
 AUTO = PruneConfig(target_ratio=0.5, train_device="cpu", mixed_precision="auto")

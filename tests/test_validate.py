@@ -11,8 +11,9 @@ import torch
 from fake_device import FakeDevice, FakeRuntime
 from test_launched import arguments
 
-from dsa_hw import pipeline, prune, validate
-from dsa_hw.config import DeviceConfig
+from dsa_hw import prune, validate
+from dsa_hw.pipeline import opening, record, stages
+from dsa_hw.runs.config import DeviceConfig
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the network is too small to share
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "configured_backend", lambda config: FakeRuntime())
-        patch.setattr(pipeline, "write_run_report", lambda folder: None)  # tested elsewhere
+        patch.setattr(opening, "configured_backend", lambda config: FakeRuntime())
+        patch.setattr(stages, "write_run_report", lambda folder: None)  # tested elsewhere
         assert prune.main(argv) == 0
     torch.set_num_threads(threads)
     return folder / "run"
@@ -50,7 +51,7 @@ def validated(
     run: Path, device: FakeDevice, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> dict[str, str]:
     """What is printed, by its heading."""
-    monkeypatch.setattr(pipeline, "configured_backend", lambda config: device)
+    monkeypatch.setattr(opening, "configured_backend", lambda config: device)
     assert validate.main(["--run", str(run), "--measure-seconds", "0.5", *TRUSTED]) == 0
     printed = capsys.readouterr().out.splitlines()
     return {head: rest.strip() for head, rest in (line.split(":", 1) for line in printed)}
@@ -143,7 +144,7 @@ def test_a_run_is_timed_where_it_was_pruned_for(
         opened.append((config.device, config.backend))
         return FakeDevice()
 
-    monkeypatch.setattr(pipeline, "configured_backend", configured)
+    monkeypatch.setattr(opening, "configured_backend", configured)
     (finished / "config.yaml").write_text(pruned_on)
     argv = ["--run", str(finished), "--measure-seconds", "0.2", *TRUSTED, *options]
     try:
@@ -155,8 +156,8 @@ def test_a_run_is_timed_where_it_was_pruned_for(
 
 def test_a_disturbed_last_measurement_is_told(tmp_path: Path) -> None:
     rounds = [{"dense_ms": 2.0}, {"dense_ms": 1.5}, {"dense_ms": None}, {}]
-    (told,) = pipeline.disturbed_warning(rounds, 2.4, tmp_path)
+    (told,) = record.disturbed_warning(rounds, 2.4, tmp_path)
     assert "2.4 ms, and 1.5 ms" in told
     assert str(tmp_path) in told
-    assert pipeline.disturbed_warning(rounds, 1.6, tmp_path) == []
-    assert pipeline.disturbed_warning([], 9.0, tmp_path) == []
+    assert record.disturbed_warning(rounds, 1.6, tmp_path) == []
+    assert record.disturbed_warning([], 9.0, tmp_path) == []

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsa_hw.verdict import (
+from dsa_hw.allocation.verdict import (
     TOLERANCE,
     Verdict,
     is_decided,

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from profilers.backends import scratch, worker_process
-from profilers.backends.isolated import IsolatedOnnxRuntimeCpu
-from profilers.backends.scratch import LOCK, Scratch, remove_abandoned
 from profilers.errors import BackendUnavailable
-from profilers.onnx_layers import layer_model
-from profilers.spec import LayerSpec
+from profilers.layers.models import layer_model
+from profilers.layers.spec import LayerSpec
 from profilers.timing import SamplePlan
+from profilers.workers import process as worker_process
+from profilers.workers import scratch
+from profilers.workers.isolated import IsolatedOnnxRuntimeCpu
+from profilers.workers.scratch import LOCK, Scratch, remove_abandoned
 
 SPEC = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 8x8 b1 fp32 +relu")
 PLAN = SamplePlan(sample_ms=0.1, samples=2, warmup_ms=0.1)

@@ -12,20 +12,23 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import nn
 
-from dsa_hw.baselines import LATENCY_DSA, Workbench, find_method
-from dsa_hw.budgets import ModelledLatency
-from dsa_hw.closed_loop import Measure, Refine
+from dsa_hw.allocation.allocate import Measure, Refine
+from dsa_hw.allocation.target_loop import Timed
 from dsa_hw.comparison.cells import DENSE_WEIGHTS, Cell
+from dsa_hw.comparison.methods import LATENCY_DSA, Workbench, find_method
 from dsa_hw.comparison.shared_training import SHARED, WAITING, SharedTraining
-from dsa_hw.config import PruneConfig
-from dsa_hw.console import Progress
-from dsa_hw.durable_files import replace_file
+from dsa_hw.cost.latency.budget import ModelledLatency
+from dsa_hw.cost.latency.profiling import ProfiledNetwork
 from dsa_hw.errors import InfeasibleBudget
-from dsa_hw.pipeline import Dense, LastTiming, Run, Small, build_model, masked_difference, small_of
-from dsa_hw.profiling import ProfiledNetwork
-from dsa_hw.run_folder import RESULT_FILE, RunFolder, Stopwatch
-from dsa_hw.target_loop import Timed
-from dsa_hw.training import Stage, Trainer
+from dsa_hw.pipeline.opening import Dense, build_model
+from dsa_hw.pipeline.record import Small, small_of
+from dsa_hw.pipeline.stages import LastTiming, Run, masked_difference
+from dsa_hw.runs.config import PruneConfig
+from dsa_hw.runs.console import Progress
+from dsa_hw.runs.durable_files import replace_file
+from dsa_hw.runs.folder import RESULT_FILE, RunFolder, Stopwatch
+from dsa_hw.training.schedule import Stage
+from dsa_hw.training.trainer import Trainer
 from profilers.backends import Backend
 from profilers.table import LatencyTable
 

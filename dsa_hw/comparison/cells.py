@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsa_hw.config import CompareConfig, PruneConfig, TrainingConfig
+from dsa_hw.runs.config import CompareConfig, PruneConfig, TrainingConfig
 
 CELLS = "cells"
 DENSE = "dense"

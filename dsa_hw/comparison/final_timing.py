@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dsa_hw.comparison.cells import Cell, Target
-from dsa_hw.config import CompareConfig
-from dsa_hw.console import Progress
-from dsa_hw.deployed import DeployedGraph
-from dsa_hw.run_folder import ONNX_FILE, RunFolder
-from dsa_hw.validation import time_networks
+from dsa_hw.deployment.timing import time_networks
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.runs.config import CompareConfig
+from dsa_hw.runs.console import Progress
+from dsa_hw.runs.folder import ONNX_FILE, RunFolder
 from profilers.backends import Backend
 from profilers.timing import ratio
 

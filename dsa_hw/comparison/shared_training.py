@@ -12,8 +12,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from dsa_hw.checkpoint_files import read_checkpoint, write_checkpoint
-from dsa_hw.run_folder import Stopwatch
+from dsa_hw.runs.checkpoint_files import read_checkpoint, write_checkpoint
+from dsa_hw.runs.folder import Stopwatch
 
 SHARED_FOLDER = "shared"
 SHARED = "shared"

@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from dsa_hw.baselines import LATENCY_DSA
-from dsa_hw.budgets import count, flops_budget, params_budget
+from dsa_hw.allocation.verdict import flag, verdict_of
 from dsa_hw.comparison.cell_run import method_title
 from dsa_hw.comparison.cells import DENSE, Cell, Target, method_names, plan, targets
 from dsa_hw.comparison.final_timing import DENSE_NETWORK, TIMING, timing_name
+from dsa_hw.comparison.methods import LATENCY_DSA
 from dsa_hw.comparison.separability import separability
-from dsa_hw.config import CompareConfig
-from dsa_hw.deployed import DeployedGraph
-from dsa_hw.html_report.page import inert
-from dsa_hw.profiling import ProfiledNetwork
-from dsa_hw.run_folder import RESULT_FILE, RunFolder
-from dsa_hw.shares import group_shares
-from dsa_hw.training_precision import training_precision
-from dsa_hw.verdict import flag, verdict_of
+from dsa_hw.cost.counted import count, flops_budget, params_budget
+from dsa_hw.cost.latency.profiling import ProfiledNetwork
+from dsa_hw.cost.latency.shares import group_shares
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.reports.page import inert
+from dsa_hw.runs.config import CompareConfig
+from dsa_hw.runs.folder import RESULT_FILE, RunFolder
+from dsa_hw.training.precision import training_precision
 from profilers.steps import canonical_layers, sweep_keys
 from profilers.table import LatencyTable
 

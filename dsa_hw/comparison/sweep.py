@@ -17,7 +17,6 @@ from typing import Any
 
 from filelock import FileLock
 
-from dsa_hw.cli import to_yaml
 from dsa_hw.comparison.cell_run import CellRun, claim, lock_path, train_dense
 from dsa_hw.comparison.cells import (
     DENSE,
@@ -29,22 +28,23 @@ from dsa_hw.comparison.cells import (
 )
 from dsa_hw.comparison.final_timing import time_everything
 from dsa_hw.comparison.summary import CSV_FILE, summarize, to_csv
-from dsa_hw.config import CompareConfig
-from dsa_hw.console import Progress, counted
+from dsa_hw.cost.latency.profiling import ProfiledNetwork, profile_network
 from dsa_hw.errors import UserError
-from dsa_hw.html_report import write_comparison_report
-from dsa_hw.pipeline import (
+from dsa_hw.pipeline.device import check_target
+from dsa_hw.pipeline.opening import (
     Dense,
     build_model,
-    check_target,
     configured_backend,
     configured_table,
     load_dense,
 )
-from dsa_hw.profiling import ProfiledNetwork, profile_network
-from dsa_hw.run_folder import CONFIG_FILE, RESULT_FILE, RunFolder
-from dsa_hw.run_lock import RunLock
-from dsa_hw.training_precision import slow_precision_warning
+from dsa_hw.reports import write_comparison_report
+from dsa_hw.runs.config import CompareConfig
+from dsa_hw.runs.console import Progress, counted
+from dsa_hw.runs.folder import CONFIG_FILE, RESULT_FILE, RunFolder
+from dsa_hw.runs.lock import RunLock
+from dsa_hw.runs.options import to_yaml
+from dsa_hw.training.precision import slow_precision_warning
 from profilers.backends import Backend
 from profilers.table import LatencyTable
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Subset
 from dsa_hw.data import glyphs
 from dsa_hw.data.tensors import ImageTensors
 from dsa_hw.errors import UserError
-from dsa_hw.factories import is_factory_name, load_factory
+from dsa_hw.runs.factories import is_factory_name, load_factory
 
 DATASET_NAMES = ("glyphs", "digits", "cifar10", "cifar100", "imagefolder")
 _DIGITS_TEST_SIZE = 360  # a fifth of the 1,797

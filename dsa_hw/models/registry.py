@@ -11,8 +11,8 @@ from types import MappingProxyType, ModuleType
 from torch import nn
 
 from dsa_hw.errors import UserError
-from dsa_hw.factories import is_factory_name, load_factory
 from dsa_hw.models import cifar
+from dsa_hw.runs.factories import is_factory_name, load_factory
 
 OWN_MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {

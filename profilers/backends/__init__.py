@@ -110,7 +110,7 @@ def open_backend(
         return open_cuda(device, backend, precision, batch_size, include_copies)
     name = backend or RUNTIMES.ranked(kind)[0]
     check_precision(RUNTIMES.find(name, kind), kind, precision)
-    from profilers.backends.isolated import Isolated, IsolatedOnnxRuntimeCpu
+    from profilers.workers.isolated import Isolated, IsolatedOnnxRuntimeCpu
 
     if name == "onnxruntime":  # computes outputs in this process, and starts anew every round
         return IsolatedOnnxRuntimeCpu(batch_size=batch_size, threads=threads)

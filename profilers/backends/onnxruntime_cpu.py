@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnxruntime as ort
 
-from profilers.backends.model_inputs import input_shape
 from profilers.host import HostWatch, available_cpus, cpu_identity
 from profilers.timing import Runner
+from profilers.workers.model_inputs import input_shape
 
 if TYPE_CHECKING:
     import onnx

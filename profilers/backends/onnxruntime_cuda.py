@@ -20,7 +20,8 @@ import numpy as np
 import torch  # before onnxruntime: its CUDA libraries are the ones that get used
 
 import onnxruntime as ort  # isort: skip
-from profilers.backends.cuda_clock import (
+from profilers.backends.tensorrt.build import timing_cache_path
+from profilers.cards.cuda_clock import (
     LAYER_REPEATS,
     DeviceRunner,
     EventClock,
@@ -28,20 +29,19 @@ from profilers.backends.cuda_clock import (
     on_host,
     with_copies,
 )
-from profilers.backends.cuda_device import (
+from profilers.cards.cuda_device import (
     check_cuda,
     cuda_index,
     device_provenance,
     runtime_provenance,
 )
-from profilers.backends.kept import KeptModels, card_is_full, release_cached_memory
-from profilers.backends.model_files import model_key
-from profilers.backends.tensorrt_build import timing_cache_path
+from profilers.cards.kept import KeptModels, card_is_full, release_cached_memory
 from profilers.errors import BackendUnavailable
-from profilers.onnx_layers import layer_model
+from profilers.layers.models import layer_model
+from profilers.layers.spec import LayerSpec
 from profilers.precision import at_precision
-from profilers.spec import LayerSpec
 from profilers.timing import Runner
+from profilers.workers.model_files import model_key
 
 PROVIDERS = {
     "onnxruntime": "CUDAExecutionProvider",

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import onnx
 from onnx import compose, helper
 
-from profilers.backends.layer_names import node_names, onnx_nodes
+from profilers.backends.tensorrt.names import node_names, onnx_nodes
 
 _MEMBER = re.compile(r"pack(\d+)\.")
 

@@ -70,7 +70,7 @@ def _torch(name: str, devices: Sequence[str], rank: int | None = None) -> Backen
 def _tensorrt(name: str, rank: int) -> BackendInfo:
     return BackendInfo(
         name,
-        "profilers.backends.tensorrt_runtime",
+        "profilers.backends.tensorrt.runtime",
         "TensorRt",
         ("cuda",),
         ("fp32", "fp16", "int8"),

@@ -7,15 +7,15 @@ import threading
 from collections.abc import Callable, Sequence
 
 from profilers.backends import Backend
-from profilers.backends.cuda_device import check_cuda
-from profilers.backends.isolated import Isolated
 from profilers.backends.onnxruntime_cuda import PROVIDERS, check_provider
-from profilers.backends.parallel import Parallel
 from profilers.backends.registry import RUNTIMES
-from profilers.backends.tensorrt_build import INSTALL, MODULES
+from profilers.backends.tensorrt.build import INSTALL, MODULES
+from profilers.cards.cuda_device import check_cuda
 from profilers.errors import BackendUnavailable
-from profilers.onnx_layers import layer_model
-from profilers.spec import LayerSpec
+from profilers.layers.models import layer_model
+from profilers.layers.spec import LayerSpec
+from profilers.workers.isolated import Isolated
+from profilers.workers.parallel import Parallel
 
 PROBE = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 14x14 b1 fp32 +relu")
 PROBE_CHANNELS = 32

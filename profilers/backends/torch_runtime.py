@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 import torch
 
-from profilers.backends.cuda_clock import (
+from profilers.backends.onnx_torch import OnnxModule
+from profilers.cards.cuda_clock import (
     LAYER_REPEATS,
     DeviceRunner,
     EventClock,
@@ -23,13 +24,12 @@ from profilers.backends.cuda_clock import (
     captured,
     with_copies,
 )
-from profilers.backends.cuda_device import check_cuda, cuda_index, runtime_provenance
-from profilers.backends.kept import KeptModels, card_is_full, release_cached_memory
-from profilers.backends.model_files import model_key
-from profilers.backends.onnx_torch import OnnxModule
+from profilers.cards.cuda_device import check_cuda, cuda_index, runtime_provenance
+from profilers.cards.kept import KeptModels, card_is_full, release_cached_memory
 from profilers.errors import BackendUnavailable
 from profilers.host import available_cpus, cpu_identity
 from profilers.timing import Runner
+from profilers.workers.model_files import model_key
 
 MODES = {
     "torch": "CUDA graphs",

@@ -1,0 +1,1 @@
+"""Stage 5, integer widths at the budget, verified by measuring."""

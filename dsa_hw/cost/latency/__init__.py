@@ -1,0 +1,1 @@
+"""The latency model: a table of measured layers, calibrated on whole networks."""

@@ -1,0 +1,1 @@
+"""Stage 7, export, agreement with PyTorch, and timing."""

@@ -1,0 +1,1 @@
+"""Whole residual branches: finding them, closing them with gates, removing them."""

@@ -1,0 +1,457 @@
+"""The dense network as it is deployed: its ONNX graph, and that graph at other widths.
+
+Latency does not depend on the weights, so a network of any widths is timed without training,
+surgery or export: the dense graph with its initializers resized is the same network to the runtime.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper, shape_inference
+
+from dsa_hw.errors import UnsupportedModel
+from dsa_hw.network.branches.branch import Branch, removed_branches
+from dsa_hw.network.branches.onnx import (
+    LAYER_OPS,
+    Region,
+    cut_regions,
+    residual_regions,
+)
+from dsa_hw.network.coupling import Coupling
+from dsa_hw.network.elements import FREE_OPS, KINDS, Layer, Linear, Operation, Widths, add_linear
+from profilers.layers.models import random_weight
+from profilers.layers.spec import FUSED_ACTIVATIONS, LayerSpec
+
+
+class DeployedGraph:
+    """The dense network's ONNX graph with the coupling of its channels.
+
+    Attributes:
+        layers: in the graph's order.
+        operations: what else moves data, summed up by kind.
+        unknown_operations: ONNX names of those without a kind of their own, priced as ``other``.
+        branches: that may be removed; none unless asked for.
+        fixed_branches: those that could not be made removable, and why; see ``FoundBranches``.
+        branch_operations: of ``operations``, what goes with each branch.
+        elements: of every value between the nodes.
+        precision: of weights and activations.
+        digest: identifies the graph and its coupling, not its weights.
+    """
+
+    def __init__(
+        self,
+        exported: onnx.ModelProto,
+        coupling: Coupling,
+        precision: str = "fp32",
+        branches: Sequence[Branch] = (),
+        fixed_branches: Sequence[str] = (),
+    ) -> None:
+        _unshare_weights(exported.graph)
+        self.model = shape_inference.infer_shapes(exported, strict_mode=True, data_prop=True)
+        self.coupling = coupling
+        self.precision = precision
+        self._weights = {i.name: i for i in self.model.graph.initializer}
+        self._shapes = _value_shapes(self.model)
+        self._consumers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.model.graph.node:
+            for name in node.input:
+                self._consumers.setdefault(name, []).append(node)
+        self._module_of = {node.output[0]: self._layer_module(node) for node in self._layer_nodes()}
+        self.layers = tuple(self._layer(node) for node in self._layer_nodes())
+        self.elements = {i.name: self._dense(i.name) for i in self.model.graph.input}
+        self.unknown_operations: tuple[str, ...] = ()
+        self.branches, self.fixed_branches = tuple(branches), tuple(fixed_branches)
+        self._regions = self._regions_of(self.branches)
+        self.branch_of = {
+            name: index for index, region in enumerate(self._regions) for name in region.nodes
+        }
+        self.operations, self.branch_operations = self._operations()
+        self.digest = self._digest()
+
+    @property
+    def dense_widths(self) -> tuple[int, ...]:
+        """Width of every group in the dense network."""
+        return tuple(g.dense_width for g in self.coupling.groups)
+
+    def at_precision(self, precision: str) -> DeployedGraph:
+        """The same network with its layers' keys at another precision (the graph stays float32;
+        backends convert it)."""
+        if precision == self.precision:
+            return self
+        return self._again(precision, self.branches, self.fixed_branches)
+
+    def with_branches(
+        self, branches: Sequence[Branch], fixed_branches: Sequence[str] = ()
+    ) -> DeployedGraph:
+        """The same network, these branches of which may be removed."""
+        return self._again(self.precision, branches, fixed_branches)
+
+    def _again(
+        self, precision: str, branches: Sequence[Branch], fixed_branches: Sequence[str]
+    ) -> DeployedGraph:
+        exported = onnx.ModelProto()
+        exported.CopyFrom(self.model)
+        del exported.graph.value_info[:]
+        return DeployedGraph(exported, self.coupling, precision, branches, fixed_branches)
+
+    def regions(self) -> tuple[Region, ...]:
+        """All residual branches with an identity shortcut, removable or not."""
+        return residual_regions(self.model.graph, self._shapes)
+
+    def can_have(self, widths: Sequence[int]) -> bool:
+        """Whether zeros among ``widths`` are whole branches that may be removed."""
+        try:
+            removed_branches(self.branches, widths)
+        except ValueError:
+            return False
+        return True
+
+    def operation_elements(self, widths: Widths) -> dict[str, float]:
+        """Elements moved by operations beside the layers, by kind."""
+        found = {o.kind: o.elements(widths) for o in self.operations}
+        for branch in removed_branches(self.branches, [float(w) for w in widths]):
+            for operation in self.branch_operations[self.branches.index(branch)]:
+                found[operation.kind] -= operation.elements(widths)
+        return found
+
+    def resized(self, widths: Widths, seed: int = 0) -> bytes:
+        """Serialized network of these widths, with random weights.
+
+        Args:
+            widths: channels of each group, multiples of its ``atom_channels``; a branch whose
+                internal groups have none is not in the network.
+
+        Raises:
+            ValueError: a group has width zero without its branch.
+        """
+        rng = np.random.default_rng(seed)
+        model = onnx.ModelProto()
+        model.CopyFrom(self._hollow)
+        graph = model.graph
+        gone = removed_branches(self.branches, [float(w) for w in widths])
+        cut_regions(graph, [self._regions[self.branches.index(b)] for b in gone])
+        sizes = self._resized_shapes(graph, widths)
+        for tensor in graph.initializer:
+            if tensor.name in sizes:
+                shape = sizes[tensor.name]
+                value = random_weight(shape, rng) if len(shape) > 1 else np.full(shape, 0.1)
+                tensor.ClearField("float_data")
+                tensor.dims[:] = shape
+                tensor.raw_data = value.astype(np.float32, copy=False).tobytes()
+        for node in graph.node:
+            self._fix_attributes(node, widths)
+        _free_reshapes(graph)
+        return model.SerializeToString()
+
+    def layer_shapes(self, widths: Widths) -> list[tuple[int, ...]]:
+        """Shape that every layer's weight has in ``resized(widths)``, in the order of ``layers``.
+
+        Raises:
+            ValueError: a grouped convolution cannot have these widths.
+        """
+        sizes = self._resized_shapes(self.model.graph, widths)
+        return [sizes[node.input[1]] for node in self._layer_nodes()]
+
+    def cut(self, keep: Sequence[np.ndarray]) -> bytes:
+        """Serialized network without the atoms that ``keep`` leaves out, its weights selected.
+
+        Args:
+            keep: for each group (atoms,) which of them stay; no branch goes.
+
+        Raises:
+            ValueError: a grouped convolution cannot have these widths.
+        """
+        widths = [
+            int(kept.sum()) * group.atom_channels
+            for kept, group in zip(keep, self.coupling.groups, strict=True)
+        ]
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        graph = model.graph
+        del graph.value_info[:]
+        tensors = {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:
+            for name, axes in self._kept_by_axis(node, keep).items():
+                value = numpy_helper.to_array(tensors[name])
+                for axis, kept in axes.items():
+                    value = value.take(kept, axis)
+                tensors[name].CopyFrom(numpy_helper.from_array(value, name))
+            self._fix_attributes(node, widths)
+        _free_reshapes(graph)
+        return model.SerializeToString()
+
+    def _kept_by_axis(
+        self, node: onnx.NodeProto, keep: Sequence[np.ndarray]
+    ) -> dict[str, dict[int, np.ndarray]]:
+        """Indices that stay along the axes of a node's weights, by the weights' names."""
+        maps = self.coupling.maps
+        if node.op_type == "BatchNormalization":
+            side = (_module_name(node.input[1]), "out")
+            kept = {0: maps[side].kept(keep)} if side in maps else {}
+            return {name: kept for name in node.input[1:]}
+        if node.op_type not in LAYER_OPS:
+            return {}
+        layer = self.layers[list(self._module_of).index(node.output[0])]
+        out, into = 0, 1
+        if node.op_type == "Gemm" and not any(a.name == "transB" and a.i for a in node.attribute):
+            out, into = 1, 0
+        axes: dict[int, np.ndarray] = {}
+        if (layer.name, "out") in maps:
+            axes[out] = maps[layer.name, "out"].kept(keep)
+        if (layer.name, "in") in maps and not layer.spec.tied:
+            axes[into] = maps[layer.name, "in"].kept(keep)
+        found = {node.input[1]: axes}
+        if len(node.input) > 2:
+            found[node.input[2]] = {0: axes[out]} if out in axes else {}
+        return found
+
+    @functools.cached_property
+    def _hollow(self) -> onnx.ModelProto:
+        """The graph with its layers' weights left out: what is copied for every other width."""
+        hollow = onnx.ModelProto()
+        hollow.CopyFrom(self.model)
+        del hollow.graph.value_info[:]
+        weights = {node.input[1] for node in self._layer_nodes()}
+        for tensor in hollow.graph.initializer:
+            if tensor.name in weights:
+                tensor.ClearField("raw_data")
+                tensor.ClearField("float_data")
+        return hollow
+
+    # -- reading the graph ------------------------------------------------------------------
+
+    def _layer_nodes(self) -> list[onnx.NodeProto]:
+        return [n for n in self.model.graph.node if n.op_type in LAYER_OPS]
+
+    def _layer_module(self, node: onnx.NodeProto) -> str:
+        name = node.input[1]
+        if name not in self._weights or not _plain_name(name).endswith(".weight"):
+            raise UnsupportedModel(
+                f"the {node.op_type} node {node.name!r} computes with {name!r}, which is not the "
+                "weight of a convolution or linear layer"
+            )
+        return _module_name(name)
+
+    def _layer(self, node: onnx.NodeProto) -> Layer:
+        module = self._module_of[node.output[0]]
+        weight = self._weights[node.input[1]]
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "Gemm":
+            transposed = attributes.get("transB", 0)
+            outs, ins = weight.dims if transposed else reversed(weight.dims)
+            batch = self._shapes[node.input[0]][0]
+            spec = LayerSpec(
+                "gemm", (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), "dense", (1, 1), batch,
+                self.precision,
+            )  # fmt: skip
+        else:
+            outs = weight.dims[0]
+            groups = attributes.get("group", 1)
+            ins = weight.dims[1] * groups
+            shape = self._shapes[node.input[0]]
+            if len(shape) != 4:
+                raise UnsupportedModel(f"{module}: only 2-D convolutions are supported")
+            spec = LayerSpec(
+                op="conv",
+                kernel=(weight.dims[2], weight.dims[3]),
+                stride=tuple(attributes.get("strides", (1, 1))),
+                pads=tuple(attributes.get("pads", (0, 0, 0, 0))),
+                dilation=tuple(attributes.get("dilations", (1, 1))),
+                groups=_group_form(groups, ins, outs),
+                size=(shape[2], shape[3]),
+                batch=shape[0],
+                dtype=self.precision,
+                tail=self._tail(node),
+            )
+        cin = Linear(*self.coupling.widths_to_linear((module, "in"), ins))
+        cout = Linear(*self.coupling.widths_to_linear((module, "out"), outs))
+        if spec.groups == "depthwise":
+            cin = cout
+        return Layer(module, spec, cin, cout)
+
+    def _tail(self, node: onnx.NodeProto) -> tuple[str, ...]:
+        """The activation that the runtime folds in (a fused residual add costs by elements)."""
+        consumers = self._consumers.get(node.output[0], [])
+        if len(consumers) == 1 and consumers[0].op_type.lower() in FUSED_ACTIVATIONS:
+            return (consumers[0].op_type.lower(),)
+        return ()
+
+    def _regions_of(self, branches: Sequence[Branch]) -> tuple[Region, ...]:
+        """Where the branches are in the graph."""
+        if not branches:
+            return ()
+        by_layers = {frozenset(region.layers): region for region in self.regions()}
+        return tuple(by_layers[frozenset(branch.layers)] for branch in branches)
+
+    def _operations(self) -> tuple[tuple[Operation, ...], tuple[tuple[Operation, ...], ...]]:
+        """What moves data beside the layers: in all, and within each branch."""
+        sums: dict[str, Linear] = {}
+        within: list[dict[str, Linear]] = [{} for _ in self.branches]
+        unknown: set[str] = set()
+        elements = self.elements
+        layers = dict(zip(self._module_of, self.layers, strict=True))
+        for node in self.model.graph.node:
+            kind = KINDS.get(node.op_type, "other")
+            if node.op_type in LAYER_OPS:
+                layer = layers[node.output[0]]
+                size = float(np.prod(layer.spec.output_size) * layer.spec.batch)
+                elements[node.output[0]] = layer.cout.scaled(size)
+                continue
+            moved = self._follow(node, elements)
+            if node.op_type in FREE_OPS or self._is_fused(node) or moved is None:
+                continue
+            add_linear(sums, kind, moved)
+            self._add_within(within, node, kind, moved)
+            if kind == "other":
+                unknown.add(node.op_type)
+        self.unknown_operations = tuple(sorted(unknown))
+        return _as_operations(sums), tuple(_as_operations(own) for own in within)
+
+    def _add_within(
+        self, within: list[dict[str, Linear]], node: onnx.NodeProto, kind: str, moved: Linear
+    ) -> None:
+        if node.output[0] in self.branch_of:
+            add_linear(within[self.branch_of[node.output[0]]], kind, moved)
+
+    def _follow(self, node: onnx.NodeProto, elements: dict[str, Linear]) -> Linear | None:
+        """Record the outputs' elements; return what the node moves (the larger side)."""
+        known = [elements[n] for n in node.input if n in elements]
+        if not known:
+            return None
+        if node.op_type == "Concat":
+            source = Linear(
+                np.sum([k.coefficients for k in known], axis=0), sum(k.constant for k in known)
+            )
+        else:
+            source = max(known, key=lambda k: k(self.dense_widths))
+        total = source(self.dense_widths)
+        for name in node.output:
+            if name in self._shapes:
+                factor = float(np.prod(self._shapes[name])) / total
+                elements[name] = source.scaled(factor)
+        produced = [elements[n] for n in node.output if n in elements]
+        return max([source, *produced], key=lambda k: k(self.dense_widths))
+
+    def _is_fused(self, node: onnx.NodeProto) -> bool:
+        if node.op_type.lower() not in FUSED_ACTIVATIONS:
+            return False
+        maker = next((n for n in self.model.graph.node if node.input[0] in n.output), None)
+        if maker is None or len(self._consumers[node.input[0]]) > 1:
+            return False
+        return maker.op_type in ("Conv", "Add")  # an add behind a convolution takes it along
+
+    def _dense(self, name: str) -> Linear:
+        return Linear(np.zeros(len(self.coupling.groups)), float(np.prod(self._shapes[name])))
+
+    # -- writing resized graphs -------------------------------------------------------------
+
+    def _resized_shapes(self, graph: onnx.GraphProto, widths: Widths) -> dict[str, tuple[int, ...]]:
+        """New shapes of the initializers of ``graph`` that depend on the widths."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        layers = dict(zip(self._module_of, self.layers, strict=True))
+        for node in graph.node:
+            if node.op_type in LAYER_OPS:
+                layer = layers[node.output[0]]
+                cin, cout = round(layer.cin(widths)), round(layer.cout(widths))
+                if node.op_type == "Gemm":
+                    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+                    shapes[node.input[1]] = (cout, cin) if transposed else (cin, cout)
+                else:
+                    taps = cin // layer.spec.group_count(cin)
+                    shapes[node.input[1]] = (cout, taps, *layer.spec.kernel)
+                if len(node.input) > 2:
+                    shapes[node.input[2]] = (cout,)
+            elif node.op_type == "BatchNormalization":
+                elements = self.elements[node.input[0]](widths)
+                shape = self._shapes[node.input[0]]
+                channels = round(elements * shape[1] / np.prod(shape))
+                shapes.update({name: (channels,) for name in node.input[1:]})
+        return shapes
+
+    def _fix_attributes(self, node: onnx.NodeProto, widths: Widths) -> None:
+        if node.op_type != "Conv":
+            return
+        layer = self.layers[list(self._module_of).index(node.output[0])]
+        if layer.spec.tied:
+            for attribute in node.attribute:
+                if attribute.name == "group":
+                    attribute.i = layer.spec.group_count(round(layer.cin(widths)))
+
+    def _digest(self) -> str:
+        parts = [n.op_type for n in self.model.graph.node]
+        parts += [f"{layer.spec} {layer.name}" for layer in self.layers]
+        parts += [f"{g.name} {g.dense_width} {g.atoms}" for g in self.coupling.groups]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _group_form(groups: int, ins: int, outs: int) -> str:
+    if groups == 1:
+        return "dense"
+    if groups == ins == outs:
+        return "depthwise"
+    if ins == outs:
+        return f"width{ins // groups}"
+    raise UnsupportedModel(
+        f"a grouped convolution from {ins} to {outs} channels in {groups} groups is not supported"
+    )
+
+
+def _value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    graph = model.graph
+    return {
+        v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
+        for v in [*graph.input, *graph.output, *graph.value_info]
+    }
+
+
+def _free_reshapes(graph: onnx.GraphProto) -> None:
+    """Let a reshape to (N, features) take its feature count from the data."""
+    constants = {i.name: i for i in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Reshape" and node.input[1] in constants:
+            tensor = constants[node.input[1]]
+            shape = numpy_helper.to_array(tensor).copy()
+            if len(shape) == 2 and (shape > 0).all():
+                shape[1] = -1
+                tensor.CopyFrom(numpy_helper.from_array(shape, tensor.name))
+
+
+SECOND_USE = "@"
+"""Between a tensor's name and where it is used, if that is not its first use."""
+
+
+def _plain_name(tensor: str) -> str:
+    return tensor.partition(SECOND_USE)[0]
+
+
+def _module_name(weight: str) -> str:
+    """The module that a weight is of."""
+    return _plain_name(weight).removesuffix(".weight")
+
+
+def _unshare_weights(graph: onnx.GraphProto) -> None:
+    """Give every node tensors of its own: the exporter stores equal ones (zero biases) once, and a
+    module that is called twice has one weight."""
+    tensors = {i.name: i for i in graph.initializer}
+    used: set[str] = set()
+    for node in graph.node:
+        if node.op_type not in (*LAYER_OPS, "BatchNormalization"):
+            continue
+        for index, name in enumerate(node.input):
+            if name not in tensors:
+                continue
+            if name in used:
+                copy = graph.initializer.add()
+                copy.CopyFrom(tensors[name])
+                copy.name = f"{name}{SECOND_USE}{node.output[0]}.{index}"
+                node.input[index] = copy.name
+            used.add(name)
+
+
+def _as_operations(sums: Mapping[str, Linear]) -> tuple[Operation, ...]:
+    return tuple(Operation(kind, value) for kind, value in sorted(sums.items()))

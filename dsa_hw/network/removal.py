@@ -1,0 +1,93 @@
+"""Taking channels out of a network: every layer that makes or reads them shrinks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from dsa_hw.network.branches.branch import Branch, removed_branches
+from dsa_hw.network.branches.torch import cut_branches
+from dsa_hw.network.coupling import Coupling
+
+Keep = Sequence[np.ndarray]
+"""Per group a (atoms,) boolean array: which atoms stay."""
+
+
+def kept_widths(coupling: Coupling, keep: Keep) -> list[int]:
+    """(groups,) widths that ``keep`` leaves."""
+    return [int(k.sum()) * g.atom_channels for g, k in zip(coupling.groups, keep, strict=True)]
+
+
+def remove_channels(
+    model: nn.Module, coupling: Coupling, keep: Keep, branches: Sequence[Branch] = ()
+) -> nn.Module:
+    """A copy of ``model`` without the atoms that ``keep`` leaves out.
+
+    The copy computes what ``model`` computes when those channels are zero everywhere, and with
+    them the outputs of branches that have none left.
+
+    Args:
+        branches: that may be removed; those whose internal groups are all gone are.
+    """
+    gone = removed_branches(branches, kept_widths(coupling, keep))
+    small = cut_branches(copy.deepcopy(model), gone)
+    modules = dict(small.named_modules())
+    names = dict.fromkeys(name for name, _ in coupling.maps)
+    for name in names:
+        if name not in modules:
+            continue  # it went with its branch
+        out = coupling.maps.get((name, "out"))
+        into = coupling.maps.get((name, "in"))
+        _shrink(
+            modules[name],
+            None if out is None else out.kept(keep),
+            None if into is None else into.kept(keep),
+        )
+    return small
+
+
+def _shrink(module: nn.Module, out: np.ndarray | None, into: np.ndarray | None) -> None:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        assert out is not None
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            _select(module, name, 0, out)
+        module.num_features = len(out)
+    elif isinstance(module, nn.Linear):
+        _shrink_ends(module, out, into)
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Conv2d) and module.groups > 1:
+        assert out is not None
+        per_group = module.weight.shape[1]
+        _shrink_ends(module, out, None)
+        wide = module.out_channels // module.groups
+        module.groups = len(out) // wide
+        module.out_channels, module.in_channels = len(out), module.groups * per_group
+    elif isinstance(module, nn.Conv2d):
+        _shrink_ends(module, out, into)
+        module.out_channels, module.in_channels = module.weight.shape[:2]
+    else:
+        raise TypeError(f"cannot remove channels of {type(module).__name__}")
+
+
+def _shrink_ends(module: nn.Module, out: np.ndarray | None, into: np.ndarray | None) -> None:
+    if out is not None:
+        _select(module, "weight", 0, out)
+        _select(module, "bias", 0, out)
+    if into is not None:
+        _select(module, "weight", 1, into)
+
+
+def _select(module: nn.Module, name: str, dimension: int, indices: np.ndarray) -> None:
+    tensor = getattr(module, name)
+    if tensor is None:
+        return
+    index = torch.as_tensor(indices, device=tensor.device)
+    selected = tensor.detach().index_select(dimension, index).clone()
+    if isinstance(tensor, nn.Parameter):
+        setattr(module, name, nn.Parameter(selected, requires_grad=tensor.requires_grad))
+    else:
+        setattr(module, name, selected)

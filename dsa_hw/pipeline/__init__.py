@@ -1,0 +1,1 @@
+"""The stages in a row: what ``prune`` does, and the class for one's own training loop."""

@@ -1,0 +1,693 @@
+"""The whole way behind ``python -m dsa_hw.prune``: each stage hands plain data to the next."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from dsa_hw.allocation.allocate import Measure, Refine, Refined, allocate
+from dsa_hw.allocation.target_loop import Timed, verdict_sentence
+from dsa_hw.cost.budget import Budget, BudgetRequest
+from dsa_hw.cost.choices import merged_choices
+from dsa_hw.cost.counted import count, flops_budget, memory_budget, params_budget
+from dsa_hw.cost.latency.around_allocation import refine_around
+from dsa_hw.cost.latency.budget import ModelledLatency
+from dsa_hw.cost.latency.profiling import ProfiledNetwork
+from dsa_hw.deployment.exported import export_checked
+from dsa_hw.deployment.finished_run import LAST_HALF_WIDTH_PCT, LAST_LEAST_ROUNDS
+from dsa_hw.deployment.timing import (
+    Target,
+    loop_measure,
+    time_networks,
+    timed_to_target,
+)
+from dsa_hw.errors import UserError
+from dsa_hw.network.agreement import masked_and_cut_difference, random_batches
+from dsa_hw.network.branches.branch import Branch, removed_branches
+from dsa_hw.network.forward import outputs_of
+from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.network.inventory import fixed_branches_warning, frozen_note
+from dsa_hw.network.masks import ChannelMasks, hard_masks
+from dsa_hw.network.removal import Keep, remove_channels
+from dsa_hw.pipeline.device import budget_requests, know_device, staircase_latency_ms
+from dsa_hw.pipeline.finished_result import finished_result
+from dsa_hw.pipeline.finished_search import FinishedSearch, load_finished_search
+from dsa_hw.pipeline.opening import Dense, build_model, load_dense, unknown_operations_warning
+from dsa_hw.pipeline.pruner import DSAPruner
+from dsa_hw.pipeline.record import (
+    Small,
+    disturbed_warning,
+    logged_warnings,
+    small_of,
+    verdict_record,
+)
+from dsa_hw.reports import write_run_report
+from dsa_hw.runs.config import PruneConfig
+from dsa_hw.runs.console import Progress
+from dsa_hw.runs.folder import ONNX_FILE, RESULT_FILE, RunFolder, Stopwatch
+from dsa_hw.runs.processes import Processes, trains_on_cpu
+from dsa_hw.runs.shared_folder import SharedRunFolder
+from dsa_hw.search.settings import SearchSettings
+from dsa_hw.surgery.channels import keep_most_important
+from dsa_hw.surgery.saved import save_pruned
+from dsa_hw.training.distillation import Distillation
+from dsa_hw.training.precision import slow_precision_warning
+from dsa_hw.training.schedule import Stage
+from dsa_hw.training.trainer import Trainer
+from dsa_hw.worth.importance import AtomImportance, chosen_importance
+from dsa_hw.worth.values import kept_importance
+from profilers.backends import Backend
+from profilers.table import LatencyTable, NetworkKey
+from profilers.timing import Measurement, paired, ratio
+
+
+def prune(
+    config: PruneConfig, progress: Progress, processes: Processes | None = None
+) -> dict[str, Any]:
+    """Run (or go on with) everything; returns the content of ``result.json``.
+
+    Args:
+        processes: all of which call this; asked for from Accelerate if not given.
+
+    Raises:
+        UserError: the configuration cannot be carried out, or another command works in its folder;
+            nothing was written over.
+    """
+    processes = processes or Processes(trains_on_cpu(config))
+    folder = SharedRunFolder.check_for(config.out, config, processes)
+    with folder.locked(config):
+        return _prune(config, folder, progress, processes)
+
+
+def _prune(
+    config: PruneConfig, folder: SharedRunFolder, progress: Progress, processes: Processes
+) -> dict[str, Any]:
+    if (done := finished_result(folder)) is not None:
+        progress.say(f"{folder.path} is finished already; this is its result")
+        return done
+    _check_teacher(config)
+    for warning in slow_precision_warning(config):
+        progress.say(f"warning: {warning}")
+    learned = processes.from_main(lambda: load_finished_search(config))
+    dense = processes.together(lambda: load_dense(config))
+    for note in frozen_note(dense.graph):
+        progress.say(note)
+    known = processes.from_main(
+        lambda: know_device(config, dense, progress),
+        told=lambda known: replace(known, backend=None),
+    )
+    folder.start(config)
+    run = Run(
+        config, folder, dense, known.backend, known.table, known.profiled, known.target_ms,
+        progress, learned, processes,
+    )  # fmt: skip
+    run.watch.put("profile", run.watch.seconds.get("profile", 0.0) + known.seconds)
+    return run.finish()
+
+
+def _check_teacher(config: PruneConfig) -> None:
+    """See that there is a trained dense network to learn from, if one is asked for."""
+    given = config.train_dense or config.pretrained or config.weights or config.search_from
+    if config.distill is not None and not given:
+        raise UserError(
+            "distill needs a trained dense network: add --train-dense true, --pretrained true or "
+            "--weights FILE"
+        )
+
+
+@dataclass(frozen=True)
+class LastTiming:
+    """The last measurement of a run.
+
+    Args:
+        measured: of the dense and the pruned network.
+        timed: against the target; None without one.
+    """
+
+    measured: dict[str, Measurement]
+    timed: Timed | None
+
+
+class Run:
+    """One run's stages; each is skipped when the folder has its outcome.
+
+    In several processes all train, and the main one does everything else.
+
+    Attributes:
+        epochs_before: epochs that the small network's weights have had when fine-tuning begins.
+        test_every_epoch: whether the log has the test accuracy of every epoch.
+        last_measurement: at most so many times ``measure_seconds``.
+    """
+
+    test_every_epoch: ClassVar[bool] = True
+    last_measurement: ClassVar[float] = 1.5
+
+    def __init__(
+        self,
+        config: PruneConfig,
+        folder: RunFolder,
+        dense: Dense,
+        backend: Backend | None,
+        table: LatencyTable,
+        profiled: ProfiledNetwork,
+        target_ms: float | None,
+        progress: Progress,
+        learned: FinishedSearch | None = None,
+        processes: Processes | None = None,
+    ) -> None:
+        self.config, self.folder, self.dense = config, folder, dense
+        self.processes = processes or Processes(trains_on_cpu(config))
+        self._backend, self.table, self.profiled = backend, table, profiled
+        self.target_ms, self.learned, self.progress = target_ms, learned, progress
+        self.trained_dense: nn.Module | None = None
+        self._confirmed: dict[tuple[int, ...], LastTiming] = {}
+        self._exported: tuple[tuple[int, ...], float] | None = None
+        self.watch = Stopwatch(folder)
+        self.epochs_before = config.search_epochs
+        self.trainer = (
+            Trainer(
+                config if learned is None else continued(config, learned),
+                dense.data,
+                folder,
+                progress,
+                test_every_epoch=self.test_every_epoch,
+            )
+            if dense.data is not None
+            else None
+        )
+
+    @property
+    def backend(self) -> Backend:
+        """The device, in the process that measures."""
+        assert self._backend is not None
+        return self._backend
+
+    def finish(self) -> dict[str, Any]:
+        """All stages."""
+        dense_accuracy = self._dense_accuracy()
+        small = self._load_small() or self._make_small()
+        accuracy = self._finetune(small.model)
+        return self.processes.from_main(lambda: self._prove(small, dense_accuracy, accuracy))
+
+    def _prove(
+        self, small: Small, dense_accuracy: float | None, accuracy: float | None
+    ) -> dict[str, Any]:
+        """Export, check and time what came out, and write everything down."""
+        small.model.cpu().to(memory_format=torch.contiguous_format)  # pyright: ignore
+        with self.watch.measure("validate"):
+            widths = tuple(small.widths)
+            if self._exported is None or self._exported[0] != widths:
+                self._exported = widths, self._export(small.model)
+            _, onnx_difference = self._exported
+            measured = self._confirmed.get(widths) or self._time()
+            save_pruned(
+                self.folder.path, small.model, self.dense.graph.coupling, small.keep,
+                self.dense.example, self.config.exclude, self.dense.graph.branches,
+            )  # fmt: skip
+        result = self._result(small, measured, dense_accuracy, accuracy, onnx_difference)
+        self.folder.write_json(RESULT_FILE, result)
+        write_run_report(self.folder.path)
+        return result
+
+    # -- accuracy of the dense network -----------------------------------------------------
+
+    def _dense_accuracy(self) -> float | None:
+        config, trainer = self.config, self.trainer
+        if trainer is None:
+            return None
+        if self.learned is not None and self.learned.dense is not None:
+            with self.watch.measure("dense"):
+                model = trainer.prepare(build_model(config, self._classes()))
+                model.load_state_dict(self.learned.dense)
+                self.trained_dense = model
+                return trainer.accuracy(model)
+        if config.train_dense:
+            with self.watch.measure("dense"):
+                model = trainer.prepare(build_model(config, self._classes()))
+                steps = config.epochs * trainer.steps
+                trainer.train(model, Stage("dense", config.epochs, 0, steps))
+                self.trained_dense = model
+                return trainer.accuracy(model)
+        if config.starts_trained:
+            with self.watch.measure("dense"):
+                self.trained_dense = trainer.prepare(self.dense.model)
+                return trainer.accuracy(self.trained_dense)
+        return None
+
+    def _classes(self) -> int | None:
+        return self.dense.data.num_classes if self.dense.data else None
+
+    # -- the small network -----------------------------------------------------------------
+
+    def _requests(self) -> list[BudgetRequest]:
+        latency = self.profiled.latency
+        return budget_requests(self.config, self.target_ms, self.table, latency.choices, latency)
+
+    def _measure(self) -> Measure | None:
+        config = self.config
+        if self.target_ms is None:
+            return None
+        inner = loop_measure(
+            self.dense.graph, self.backend,
+            target_ms=config.target_ms, target_ratio=config.target_ratio,
+            time_limit_s=0.5 * config.measure_seconds,
+            fast_memory_ms=self.table.fast_memory_ms, on_notice=self.progress.say,
+        )  # fmt: skip
+
+        def measure(widths: np.ndarray) -> Timed:
+            with self.watch.measure("validate"):
+                timed = inner(widths)
+            set_aside = f"; {timed.disturbed} rounds set aside" if timed.disturbed else ""
+            self.progress.say(
+                f"closed loop: measured {timed.measured_ms:.4g} ms of {timed.target_ms:.4g} ms"
+                f"{set_aside}"
+            )
+            return timed
+
+        return measure
+
+    def _refine(self) -> dict[str, Refine]:
+        """By budget's name, what measures networks around an allocation and fits again."""
+        target_ms = self.target_ms
+        if target_ms is None:
+            return {}
+
+        def around(widths: np.ndarray) -> Refined:
+            with self.watch.measure("validate"):
+                refined = refine_around(
+                    self.dense.graph,
+                    self.backend,
+                    self.table,
+                    self.profiled.latency,
+                    widths,
+                    rounds=self.config.rounds,
+                    seed=self.config.seed,
+                    on_progress=functools.partial(self.progress, "networks around the allocation"),
+                    on_notice=self.progress.say,
+                )
+            self.profiled = replace(self.profiled, latency=refined.latency)
+            budget = ModelledLatency(refined.latency.model, target_ms)
+            return Refined(budget, refined.scatter)
+
+        return {"latency": around}
+
+    def _make_small(self) -> Small:
+        """Made by the main process, after all have trained; all take it from the folder."""
+        make = self._search() if self.trainer is not None else self._plan
+        self.processes.from_main(lambda: self._save_small(make()))
+        small = self._load_small()
+        assert small is not None
+        return small
+
+    def _save_small(self, small: Small) -> None:
+        self.folder.save_checkpoint(
+            "pruned",
+            {
+                "model": small.model.state_dict(),
+                "keep": [torch.as_tensor(k) for k in small.keep],
+                "keep_ratios": small.keep_ratios,
+                "masked_vs_pruned_max_abs": small.masked_vs_pruned_max_abs,
+                "predicted_ms": small.predicted_ms,
+                "rounds": small.rounds,
+                "headroom": small.headroom,
+                "next_step": small.next_step,
+            },
+        )
+
+    def _load_small(self) -> Small | None:
+        state = self.folder.load_checkpoint("pruned")
+        if state is None:
+            return None
+        graph = self.dense.graph
+        coupling = graph.coupling
+        keep = [k.numpy() for k in state["keep"]]
+        model = remove_channels(self.dense.model, coupling, keep, graph.branches)
+        model.load_state_dict(state["model"])
+        widths = [int(k.sum()) * g.atom_channels for k, g in zip(keep, coupling.groups,
+                                                                 strict=True)]  # fmt: skip
+        return Small(
+            model, keep, widths, state["keep_ratios"], state["masked_vs_pruned_max_abs"],
+            state["predicted_ms"], state["rounds"], state["headroom"], state["next_step"],
+        )  # fmt: skip
+
+    def _plan(self) -> Small:
+        """Allocate from the given weights' importance alone."""
+        model, example, graph = self.dense.model, self.dense.example, self.dense.graph
+        bound = [request.bind(graph) for request in self._requests()]
+        choices = merged_choices([c for _, c in bound])
+        config = self.config
+        importance = chosen_importance(config.importance, trains=False)  # no gradients here
+        scorer = AtomImportance(model, graph.coupling, importance)
+        scores = scorer().cpu().numpy()
+        groups = graph.coupling.groups
+        atoms = [scores[i, : g.atoms] for i, g in enumerate(groups)]
+        values = kept_importance(choices, atoms, [len(g.layers) for g in groups])
+        budgets: list[Budget] = [b for b, _ in bound]
+
+        def cut(widths: np.ndarray) -> tuple[nn.Module, Keep]:
+            keep = keep_most_important(graph.coupling, widths, atoms)
+            return remove_channels(model, graph.coupling, keep, graph.branches), keep
+
+        measure = self._measure()
+        confirm = self._confirmation(lambda widths: cut(widths)[0]) if measure else None
+        allocation = allocate(choices, values, budgets, measure, confirm, self._refine())
+        small, keep = cut(allocation.widths)
+        difference = masked_difference(model, small, graph, keep, example)
+        ratios = (allocation.widths / choices.dense).tolist()
+        return small_of(small, allocation, keep, ratios, difference)
+
+    def _confirmation(self, cut: Callable[[np.ndarray], nn.Module]) -> Measure:
+        """The last measurement, where no training stands before it: its word is the loop's too.
+
+        Args:
+            cut: widths -> the smaller network.
+        """
+
+        def confirm(widths: np.ndarray) -> Timed:
+            own = tuple(widths.tolist())
+            with self.watch.measure("validate"):
+                self._exported = own, self._export(cut(widths))
+                measured = self._time()
+            self._confirmed[own] = measured
+            assert measured.timed is not None
+            self.progress.say(f"last measurement: {verdict_sentence(measured.timed)}")
+            return measured.timed
+
+        return confirm
+
+    def _search(self) -> Callable[[], Small]:
+        """Train with DSA; returns what then rounds and removes."""
+        pruner = self.searched(self._requests())
+
+        def cut() -> Small:
+            with self.watch.measure("search"):
+                found = pruner.finish_with_report(self._measure(), refine=self._refine())
+            return small_of(
+                found.model, found.allocation, found.keep, found.keep_ratios.tolist(),
+                found.masked_vs_pruned_max_abs,
+            )  # fmt: skip
+
+        return cut
+
+    def searched(self, requests: Sequence[BudgetRequest]) -> DSAPruner:
+        """A model trained under DSA for the search's epochs, masks still on it."""
+        config, trainer = self.config, self.trainer
+        assert trainer is not None
+        model = trainer.prepare(build_model(config, self._classes()))
+        per_epoch = trainer.steps
+        steps = config.search_epochs * per_epoch
+        pruner = DSAPruner(
+            model, self.dense.example.to(trainer.device), requests, steps,
+            settings=SearchSettings(constraint=config.constraint),
+            trained=self.learned.trained if self.learned else config.starts_trained,
+            importance=self.learned.importance if self.learned else config.importance,
+            exclude=config.exclude, remove_branches=config.remove_branches,
+            seed=config.seed, on_event=self.folder.log,
+        )  # fmt: skip
+        if self.learned is not None:
+            model.load_state_dict(self.learned.model)
+            pruner.load_state_dict(self.learned.pruner)
+            pruner.retarget()
+            return pruner
+        validation_loss = trainer.validation_loss(model)
+
+        def go_on(state: dict[str, Any]) -> None:
+            pruner.load_state_dict(state)
+            validation_loss.seen = state["validated"]
+
+        with self.watch.measure("search"):
+            trainer.train(
+                model,
+                Stage("search", config.search_epochs, 0, self._all_steps()),
+                searching=True,
+                after_step=lambda: pruner.step(validation_loss, trainer.loss_scale),
+                extra_state=lambda: pruner.state_dict() | {"validated": validation_loss.seen},
+                load_extra=go_on,
+            )
+        return pruner
+
+    def _all_steps(self) -> int:
+        config, trainer = self.config, self.trainer
+        assert trainer is not None
+        return config.epochs * trainer.steps
+
+    def _finetune(self, small: nn.Module) -> float | None:
+        config, trainer = self.config, self.trainer
+        if trainer is None:
+            return None
+        trainer.prepare(small)
+        first = self.epochs_before * trainer.steps
+        stage = Stage("finetune", config.epochs - self.epochs_before, first, self._all_steps())
+        with self.watch.measure("finetune"):
+            trainer.retake_statistics(small)
+            trainer.train(small, stage, distillation=self._distillation())
+            return trainer.accuracy(small)
+
+    def _distillation(self) -> Distillation | None:
+        config = self.config
+        if config.distill is None:
+            return None
+        if self.trained_dense is None:
+            raise UserError("distill: the run that search-from names trained no dense network")
+        return Distillation(self.trained_dense, config.distill, config.distill_temperature)
+
+    # -- proof -----------------------------------------------------------------------------
+
+    def _export(self, small: nn.Module) -> float:
+        """Write the run's ONNX file; returns how far the runtime is from PyTorch on it."""
+        return export_checked(small, self.dense.example, self.folder.path / ONNX_FILE, self.backend)
+
+    @property
+    def _target(self) -> Target | None:
+        if self.target_ms is None:
+            return None
+        return Target(self.config.target_ms, self.config.target_ratio)
+
+    def _time(self) -> LastTiming:
+        """The run's ONNX file and the dense network's, in turn."""
+        self.progress.say("timing the pruned network beside the dense one")
+        dense_path = self.folder.path / "checkpoints" / "dense.onnx"
+        dense_path.parent.mkdir(exist_ok=True)
+        graph = self.dense.graph  # with any weights: they do not matter to the time
+        dense_path.write_bytes(graph.resized(graph.dense_widths))
+        models: dict[str, bytes | Path] = {
+            "dense": dense_path,
+            "pruned": self.folder.path / ONNX_FILE,
+        }
+        limit_s = self.last_measurement * self.config.measure_seconds
+        target = self._target
+        if target is None:
+            measured = time_networks(
+                self.backend,
+                models,
+                time_limit_s=limit_s,
+                fast_memory_ms=self.table.fast_memory_ms,
+                on_notice=self.progress.say,
+            )
+            timed = None
+        else:
+            measured, timed = timed_to_target(
+                self.backend,
+                models,
+                target,
+                half_width_pct=LAST_HALF_WIDTH_PCT,
+                time_limit_s=limit_s,
+                min_rounds=LAST_LEAST_ROUNDS,
+                needs_verdict=True,
+                fast_memory_ms=self.table.fast_memory_ms,
+                on_notice=self.progress.say,
+            )
+        dense_path.unlink()
+        return LastTiming(measured, timed)
+
+    def _result(
+        self,
+        small: Small,
+        last: LastTiming,
+        dense_accuracy: float | None,
+        accuracy: float | None,
+        onnx_difference: float,
+    ) -> dict[str, Any]:
+        config, graph = self.config, self.dense.graph
+        dense, pruned = last.measured["dense"], last.measured["pruned"]
+        if config.target_ms is None:
+            pruned = paired(pruned, dense)
+        predicted = small.predicted_ms
+        if predicted is None:
+            predicted = staircase_latency_ms(self.profiled, np.array(small.widths))
+        # Predictions are at the machine's speed when the table was measured; the dense network,
+        # timed then and now, says how fast the machine is now.
+        drift = dense.median_ms / self.table.measurement(self._dense_key()).median_ms
+        # The loop's corrections know it already where the target is a number of milliseconds.
+        slower = 1.0 if config.target_ms is not None and small.rounds else drift
+        flops, params = flops_budget(graph, 1.0), params_budget(graph, 1.0)
+        memory = memory_budget(graph, 1.0)
+        here = self.backend.provenance()
+        provenance = dict(self.table.provenance) | here
+        mismatched = [
+            f"the latency table was measured with {name} = {theirs!r}, and this is {mine!r} "
+            "(--allow-mismatch)"
+            for name, theirs, mine in self.table.mismatches(here)
+        ]
+        warnings = (
+            mismatched
+            + slow_precision_warning(config)
+            + unknown_operations_warning(graph)
+            + fixed_branches_warning(graph)
+            + disturbed_warning(small.rounds, dense.median_ms, self.folder.path)
+            + [w for m in last.measured.values() if (w := m.warning)]
+            + logged_warnings(self.folder)
+        )
+        return {
+            "model": config.model,
+            "data": config.data if self.trainer else None,
+            "num_classes": self._classes(),
+            "input_shape": list(self.dense.example.shape[1:]),
+            "seed": config.seed,
+            "epochs": config.epochs,
+            "target_ms": None if last.timed is None else last.timed.target_ms,
+            "target_ratio": config.target_ratio,
+            **verdict_record(last.timed, self.folder.path),
+            "statistic": "median",
+            "device": provenance["device"],
+            "backend": provenance["runtime"],
+            "precision": provenance["precision"],
+            "batch_size": provenance["batch_size"],
+            "threads": provenance["threads"],
+            "dense": {
+                "measured_ms": dense.median_ms,
+                "ci95_ms": list(dense.ci95_ms),
+                "accuracy": dense_accuracy,
+                "flops": count(flops, graph.dense_widths),
+                "params": count(params, graph.dense_widths),
+                "peak_memory_bytes": count(memory, graph.dense_widths),
+            },
+            "pruned": {
+                "predicted_ms": predicted * slower,
+                "measured_ms": pruned.median_ms,
+                "ci95_ms": list(pruned.ci95_ms),
+                "accuracy": accuracy,
+                "flops": count(flops, small.widths),
+                "params": count(params, small.widths),
+                "peak_memory_bytes": count(memory, small.widths),
+                "masked_vs_pruned_max_abs": small.masked_vs_pruned_max_abs,
+                "torch_vs_onnx_max_rel": onnx_difference,
+            },
+            "ratio": dict(zip(("measured", "ci95"), ratio(pruned, dense), strict=True)),
+            "seconds": {
+                name: self.watch.seconds.get(name, 0.0)
+                for name in ("profile", "dense", "search", "finetune", "validate")
+            },
+            "headroom": small.headroom,
+            "next_step": self._next_step(small),
+            "closed_loop": small.rounds,
+            "removed_branches": [b.name for b in self._removed(small)],
+            "groups": self._groups(small),
+            "layers": self._layers(small),
+            "calibration": self._calibration(),
+            "table": {
+                "path": str(self.table.path),
+                "entries": len(self.table.rounds),
+                "measured": self.profiled.collected.measured,
+                "reused": self.profiled.collected.reused,
+                "unstable": self.profiled.collected.unstable,
+                "disturbed_rounds": self.profiled.collected.disturbed,
+            },
+            "drift_since_table": drift,
+            "environment": provenance | {"torch": torch.__version__} | self._training(),
+            "warnings": list(dict.fromkeys(warnings)),
+        }
+
+    def _training(self) -> dict[str, str]:
+        return {"training_precision": self.trainer.precision} if self.trainer else {}
+
+    def _next_step(self, small: Small) -> dict[str, Any] | None:
+        """With the group's name in place of its index."""
+        if small.next_step is None:
+            return None
+        group = self.dense.graph.coupling.groups[small.next_step["group"]]
+        return small.next_step | {"group": group.name}
+
+    def _removed(self, small: Small) -> tuple[Branch, ...]:
+        return removed_branches(self.dense.graph.branches, small.widths)
+
+    def _dense_key(self) -> NetworkKey:
+        graph = self.dense.graph
+        return NetworkKey(graph.digest, graph.dense_widths)
+
+    def _groups(self, small: Small) -> list[dict[str, Any]]:
+        rows = zip(
+            self.dense.graph.coupling.groups, small.widths, self.profiled.latency.choices.steps,
+            small.keep_ratios, strict=True,
+        )  # fmt: skip
+        return [
+            {
+                "name": group.name, "dense_width": group.dense_width, "width": width,
+                "step": step, "keep_ratio": keep_ratio, "members": list(group.layers),
+                "frozen": group.frozen, "frozen_reason": group.frozen,
+            }
+            for group, width, step, keep_ratio in rows
+        ]  # fmt: skip
+
+    def _layers(self, small: Small) -> list[dict[str, Any]]:
+        model, graph = self.profiled.latency.model, self.dense.graph
+        both = torch.tensor([graph.dense_widths, small.widths], dtype=torch.float32)
+        before, after = model.layer_ms(both, staircase=True).tolist()
+        return [
+            {
+                "name": layer.name, "op": str(layer.spec),
+                "cin_dense": round(layer.cin(graph.dense_widths)),
+                "cout_dense": round(layer.cout(graph.dense_widths)),
+                "cin": round(layer.cin(small.widths)), "cout": round(layer.cout(small.widths)),
+                "dense_ms": old, "pruned_ms": new,
+            }
+            for layer, old, new in zip(graph.layers, before, after, strict=True)
+        ]  # fmt: skip
+
+    def _calibration(self) -> dict[str, Any]:
+        calibration = self.profiled.latency.calibration
+        return {
+            "networks": [
+                {
+                    "predicted_ms": p.predicted_ms, "measured_ms": p.measured_ms,
+                    "ci95_ms": list(p.ci95_ms), "held_out": True,
+                }
+                for p in calibration.points
+            ],
+            "heldout_mape_pct": calibration.heldout_mape_pct,
+            "heldout_max_pct": calibration.heldout_max_pct,
+            "constant_ms": calibration.coefficients.constant_ms,
+            "scales": dict(calibration.coefficients.scales),
+            "rates_ms": dict(calibration.coefficients.rates_ms),
+        }  # fmt: skip
+
+
+def continued(config: PruneConfig, learned: FinishedSearch) -> PruneConfig:
+    """How what a finished search has learned is trained on: at its learning rate, if none is asked
+    for."""
+    return config if config.lr is not None else replace(config, lr=learned.lr)
+
+
+def masked_difference(
+    model: nn.Module, small: nn.Module, graph: DeployedGraph, keep: Keep, example: torch.Tensor
+) -> float:
+    """Largest difference between the masked dense network and the pruned one, on random inputs.
+
+    Raises:
+        UnsupportedModel: it is more than rounding explains.
+    """
+    masks = ChannelMasks(model, graph.coupling, example, branches=graph.branches)
+    masks.set(*hard_masks(graph.coupling, graph.branches, keep))
+    batches = random_batches(example)
+    try:
+        masked = [outputs_of(model, batch) for batch in batches]
+    finally:
+        masks.remove()
+    return masked_and_cut_difference(masked, [outputs_of(small, batch) for batch in batches])

@@ -1,0 +1,1 @@
+"""Stage 4, DSA: keep ratios learned by gradient under a budget."""

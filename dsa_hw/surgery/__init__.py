@@ -1,0 +1,1 @@
+"""Stage 6, which channels go, and the small network's files."""

@@ -1,0 +1,1 @@
+"""Training of weights: before, during and after the search."""

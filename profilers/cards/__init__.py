@@ -1,0 +1,1 @@
+"""NVIDIA cards: clocks, events, memory that is kept."""

@@ -1,0 +1,121 @@
+"""One layer as the runtime deploys it, as an ONNX model of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from profilers.layers.spec import LayerSpec
+
+OPSET = 18
+IR_VERSION = 9
+NOISE = 2**20
+STREAM_BYTES = 8 * 2**20
+"""Read and written by the memory reference: more than a core's own caches hold."""
+CHECKED_BYTES = 2**26
+"""Of weights, up to which a layer's model is checked; larger ones differ in nothing but size."""
+
+
+def random_weight(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """He-scaled noise: activations neither vanish (slow denormals) nor overflow.
+
+    Large weights repeat a stretch of noise: drawing a hundred million numbers takes longer than
+    timing the layer.
+    """
+    size, fan_in = int(np.prod(shape)), max(1, int(np.prod(shape[1:])))
+    noise = rng.standard_normal(min(size, NOISE), dtype=np.float32)
+    return np.resize(noise * np.float32(np.sqrt(2.0 / fan_in)), shape)
+
+
+def layer_model(spec: LayerSpec, cin: int, cout: int, seed: int = 0) -> bytes:
+    """Serialized ONNX model of ``spec`` at the given channels, with its fused tail.
+
+    Raises:
+        ValueError: a tied layer with different input and output channels.
+    """
+    if spec.tied and cin != cout:
+        raise ValueError(f"{spec} has equal input and output channels, not {cin} and {cout}")
+    rng = np.random.default_rng(seed)
+    shape_in, shape_out, weight_shape = _shapes(spec, cin, cout)
+    weight = random_weight(weight_shape, rng)
+    initializers = [numpy_helper.from_array(np.full(cout, 0.01, np.float32), "bias")]
+    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape_in)]
+    nodes = [_layer_node(spec, cin)]
+    value = "layer"
+    for index, op in enumerate(spec.tail):
+        result = f"tail{index}"
+        if op == "add":
+            inputs.append(helper.make_tensor_value_info("residual", TensorProto.FLOAT, shape_out))
+            nodes.append(helper.make_node("Add", [value, "residual"], [result]))
+        elif op == "relu":
+            nodes.append(helper.make_node("Relu", [value], [result]))
+        elif op == "clip":
+            bounds = [np.array(0.0, np.float32), np.array(6.0, np.float32)]
+            names = ("low", "high")
+            initializers += [
+                numpy_helper.from_array(b, n) for b, n in zip(bounds, names, strict=True)
+            ]
+            nodes.append(helper.make_node("Clip", [value, "low", "high"], [result]))
+        else:
+            raise ValueError(f"cannot build the tail {op!r} of {spec}")
+        value = result
+    nodes[-1].output[0] = "output"
+    output = helper.make_tensor_value_info("output", TensorProto.FLOAT, shape_out)
+    graph = helper.make_graph(nodes, "layer", inputs, [output], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+    model.ir_version = IR_VERSION
+    # in place: three more copies of a gigabyte are what takes long about the largest layers
+    model.graph.initializer.add(
+        name="weight", data_type=TensorProto.FLOAT, dims=weight.shape, raw_data=weight.tobytes()
+    )
+    if weight.nbytes <= CHECKED_BYTES:
+        onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def tiny_model() -> bytes:
+    """Serialized model of an activation of 16 numbers: the cost of a call and nothing else."""
+    return _activation((1, 16))
+
+
+def stream_model() -> bytes:
+    """Serialized model of an activation that reads and writes ``STREAM_BYTES``: bound by memory."""
+    return _activation((1, 16, STREAM_BYTES // 4 // 2 // 16))
+
+
+def _activation(shape: tuple[int, ...]) -> bytes:
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name in ("input", "output")
+    ]
+    node = helper.make_node("Relu", ["input"], ["output"])
+    graph = helper.make_graph([node], "activation", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+    model.ir_version = IR_VERSION
+    return model.SerializeToString()
+
+
+def _shapes(
+    spec: LayerSpec, cin: int, cout: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    if spec.op == "gemm":
+        return (spec.batch, cin), (spec.batch, cout), (cout, cin)
+    weight = (cout, cin // spec.group_count(cin), *spec.kernel)
+    return (spec.batch, cin, *spec.size), (spec.batch, cout, *spec.output_size), weight
+
+
+def _layer_node(spec: LayerSpec, cin: int) -> onnx.NodeProto:
+    inputs = ["input", "weight", "bias"]
+    if spec.op == "gemm":
+        return helper.make_node("Gemm", inputs, ["layer"], transB=1)
+    return helper.make_node(
+        "Conv",
+        inputs,
+        ["layer"],
+        kernel_shape=spec.kernel,
+        strides=spec.stride,
+        pads=spec.pads,
+        dilations=spec.dilation,
+        group=spec.group_count(cin),
+    )

@@ -1,0 +1,1 @@
+"""Processes that measure: the server, and what asks it."""

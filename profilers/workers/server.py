@@ -1,0 +1,179 @@
+"""The process in which models are timed: it imports a runtime and nothing else.
+
+A process that has trained with PyTorch times ONNX Runtime half as fast as a deployed one would
+run (1.5 to 1.7 times the latency was seen), so measuring happens in one of its own.
+
+Protocol: one JSON object a line on standard input and output. The first line in is the backend's
+arguments; then ``{"describe": true}``, ``{"open": path, "layer": bool}``, ``{"round": plan}``,
+``{"loops": n}``, ``{"close": true}``, ``{"outputs": path, "inputs": path, "to": path}``,
+``{"layer_times": path}`` and ``{"pack": path}`` in any sensible order, each answered by one line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TextIO
+
+from profilers.timing import Runner, SamplePlan
+
+
+def in_process(
+    device: str = "cpu",
+    backend: str = "onnxruntime",
+    precision: str = "fp32",
+    batch_size: int = 1,
+    threads: int | None = None,
+    include_copies: bool = False,
+    entry: dict[str, Any] | None = None,
+) -> Any:
+    """The backend itself, without a process around it; imports its runtime and nothing else.
+
+    Args:
+        entry: fields of the ``BackendInfo`` of a runtime that was registered in another process;
+            None looks ``backend`` up here.
+
+    Raises:
+        BackendUnavailable: there is none of this name, or it does not work here.
+    """
+    from profilers.backends.registry import RUNTIMES, BackendInfo, device_kind
+
+    info = BackendInfo(**entry) if entry else RUNTIMES.find(backend, device_kind(device))
+    return info.made(
+        {
+            "device": device,
+            "backend": backend,
+            "precision": precision,
+            "batch_size": batch_size,
+            "threads": threads,
+            "include_copies": include_copies,
+        }
+    )
+
+
+class Server:
+    """Answers requests with one backend, made at the first of them."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self._arguments = arguments
+        self._backend: Any = None
+        self._opened = ExitStack()
+        self._runner: Runner | None = None
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request; whatever fails becomes its text.
+
+        ``broken`` says that nothing works in this process any more.
+        """
+        from profilers.errors import ProfilerError
+
+        try:
+            return self._answer(request)
+        except ProfilerError as error:
+            reason = str(error)
+        except Exception as error:  # told to the other side, which raises it
+            refused = "the runtime refused a model" if "open" in request else "the runtime failed"
+            reason = f"{refused}: {type(error).__name__}: {error}"
+        return {"error": reason, "broken": cuda_is_broken()}
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._backend is None:
+            self._backend = in_process(**self._arguments)
+        backend = self._backend
+        if "open" in request:
+            model = Path(request["open"])
+            subject = (
+                backend.open_layer(model.read_bytes()) if request["layer"] else backend.open(model)
+            )
+            self._runner = self._opened.enter_context(subject)
+        elif "close" in request:
+            self._runner = None
+            self._opened.close()
+        elif "round" in request:
+            assert self._runner is not None
+            return dataclasses.asdict(self._runner.take_round(SamplePlan(**request["round"])))
+        elif "loops" in request:
+            assert self._runner is not None
+            return {"elapsed_ms": self._runner.elapsed_ms(request["loops"])}
+        elif "describe" in request:
+            return self._describe()
+        elif "outputs" in request:
+            import numpy as np
+
+            found = backend.outputs(Path(request["outputs"]), np.load(request["inputs"]))
+            np.save(request["to"], found)
+        elif "layer_times" in request:
+            return {"times": self._layer_times(Path(request["layer_times"]))}
+        elif "pack" in request:
+            return self._pack_rounds(Path(request["pack"]))
+        return {}
+
+    def _describe(self) -> dict[str, Any]:
+        device = self._arguments.get("device", "cpu")
+        uuid = None
+        if device != "cpu":
+            from profilers.cards.cuda_device import cuda_index, device_uuid
+
+            uuid = device_uuid(cuda_index(device))
+        return {
+            "provenance": self._backend.provenance(),
+            "layers_pay_call": self._backend.layers_pay_call,
+            "notes": list(self._backend.notes()),
+            "uuid": uuid,
+        }
+
+    def _pack_rounds(self, packed: Path) -> dict[str, Any]:
+        from profilers.backends.tensorrt.packs import PackingRefused
+
+        try:
+            rounds = self._backend.pack_rounds(packed)
+        except PackingRefused as refused:
+            return {"refused": str(refused)}
+        return {"rounds": [dataclasses.asdict(taken) for taken in rounds]}
+
+    def _layer_times(self, model: Path) -> dict[str, Any]:
+        from profilers.errors import BackendUnavailable
+
+        if not hasattr(self._backend, "layer_times"):
+            raise BackendUnavailable(
+                f"{self._backend.name} has no profiler of layers; tensorrt and tensorrt-rtx do"
+            )
+        return dataclasses.asdict(self._backend.layer_times(model))
+
+
+def cuda_is_broken() -> bool:
+    """Whether CUDA fails at whatever it is asked from now on, as after a kernel's bad access."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def serve(requests: Iterator[str], answers: TextIO) -> None:
+    """Answer requests until there are no more."""
+    server = Server(json.loads(next(requests)))
+    for line in requests:
+        answers.write(json.dumps(server.answer(json.loads(line))) + "\n")
+        answers.flush()
+
+
+def main() -> None:
+    """Serve what started this process, on its standard input and output."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's business
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a runtime prints is not an answer
+    serve(iter(sys.stdin.readline, ""), channel)
+
+
+if __name__ == "__main__":
+    main()
