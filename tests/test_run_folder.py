@@ -17,6 +17,7 @@ import torch
 
 from dsa_hw import prune
 from dsa_hw.errors import RunFolderError, UserError
+from dsa_hw.pipeline import record
 from dsa_hw.pipeline.finished_search import config_of
 from dsa_hw.runs import durable_files
 from dsa_hw.runs.config import ProfileConfig, PruneConfig

@@ -5,9 +5,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
 from dsa_hw.errors import UserError
@@ -17,15 +16,6 @@ Precision = Literal["fp32", "fp16", "int8"]
 _RATIOS = ("flops", "params", "memory")
 """Budgets that have an option ``--NAME-ratio``."""
 NO_USE = "no use of it without training (epochs is 0)"
-GONE: Mapping[str, str] = MappingProxyType(
-    {
-        "combination": "layers that share channels have the mean of their importances now; "
-        "leave it out",
-        "augmented_lagrangian": "no measurement told it from the others; constraint is projection "
-        "or admm now",
-    }
-)
-"""Options, and values of options, that configurations of earlier versions may hold."""
 
 
 def _option(

@@ -7,7 +7,7 @@ import difflib
 import math
 import typing
 from collections.abc import Mapping
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any
 
 from dsa_hw.errors import UserError
@@ -16,6 +16,15 @@ PLAIN = {
     int: "a whole number", float: "a finite number", str: "text", bool: "true or false",
     NoneType: "nothing (null)",
 }  # fmt: skip
+
+
+GONE: Mapping[str, str] = MappingProxyType(
+    {
+        "combination": "layers that share channels have the mean of their importances now; leave "
+        "it out",
+    }
+)
+"""Options that configurations of earlier versions may hold, and what to do about them."""
 
 
 def check_options(values: Mapping[str, Any], config_class: type) -> None:
@@ -28,6 +37,8 @@ def check_options(values: Mapping[str, Any], config_class: type) -> None:
     names = [field.name for field in dataclasses.fields(config_class)]
     for name, value in values.items():
         known = name.replace("-", "_")
+        if known in GONE:
+            raise UserError(f"{known} is gone: {GONE[known]}")
         if known not in names:
             near = difflib.get_close_matches(known, names, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"

@@ -21,8 +21,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from dsa_hw.errors import UserError
-from dsa_hw.runs.config import GONE, SCRIPT
-from dsa_hw.runs.option_types import check_options
+from dsa_hw.runs.config import SCRIPT
+from dsa_hw.runs.option_types import GONE, check_options
 from dsa_hw.runs.yaml_files import read_mapping
 
 Config = TypeVar("Config")
@@ -223,14 +223,13 @@ def element_of(hint: Any) -> Any:
 def _explain(message: str, config_class: type, words: Sequence[str]) -> str:
     """A parser's message in one line, with the nearest known option for an unknown one."""
     known = [f.name for f in options_of(config_class)]
-    for name, reason in GONE.items():
-        if re.search(rf"\b{name}\b|\b{name.replace('_', '-')}\b", message):
-            return f"{name} is gone: {reason}"
     unknown = re.search(r"(?:Option|Key) '([^']+)' is not accepted", message)
     if unknown is None:  # jsonargparse up to 4.46 writes it with a capital
         unknown = re.search(r"unrecognized arguments: -*([^ =]+)", message, re.IGNORECASE)
     if unknown is not None:
         key = unknown[1]
+        if key in GONE:
+            return f"{key} is gone: {GONE[key]}"
         near = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
         hint = (
             f"did you mean {near[0].replace('_', '-')}?" if near else f"known: {', '.join(known)}"
