@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import Any
@@ -44,6 +45,7 @@ from benchmarks.mutations import (
 NAME = "faults"
 CASES = {False: 10_000, True: 600}
 WORKERS = 2
+SKIPPED = "skipped"
 TABLE_LINES = 40
 """Of a measured table: damage to one line is damage to any."""
 DRAWN_EVERY = 100
@@ -83,27 +85,36 @@ def shown(tallies: dict[str, Tally]) -> Table:
 
 
 def run_commands(parent: Path, run_folder: Path) -> Tally:
-    """Each case of ``fault_commands``."""
+    """Each case of ``fault_commands``, two at a time: nothing here is about time."""
     tally = Tally()
-    for case in commands.CASES:
-        started = time.perf_counter()
-        try:
-            problem = case(parent, run_folder)
-            outcome = WORKS if problem is None else _kind_of(problem)
-        except commands.Skipped as skipped:
-            print(f"{case.__name__}: skipped, {skipped}", file=sys.stderr)
-            continue
-        except TimeoutExpired:
-            problem, outcome = f"more than {commands.LIMIT_S:.0f} s", HANG
-        tally.add(outcome, f"{case.__name__}: {problem}")
-        seconds = time.perf_counter() - started
-        said = "as it should" if problem is None else problem
-        print(f"{case.__name__} ({seconds:.0f} s): {said}", file=sys.stderr, flush=True)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for case, (outcome, said) in zip(
+            commands.CASES,
+            pool.map(lambda case: try_command(case, parent, run_folder), commands.CASES),
+            strict=True,
+        ):
+            if outcome != SKIPPED:
+                tally.add(outcome, f"{case.__name__}: {said}")
     return tally
 
 
-def _kind_of(problem: str) -> str:
-    return TRACEBACK if problem.startswith("traceback") else LOSS
+def try_command(
+    case: Callable[[Path, Path], str | None], parent: Path, run_folder: Path
+) -> tuple[str, str]:
+    """What became of a case, and what is said of it."""
+    started = time.perf_counter()
+    try:
+        problem = case(parent, run_folder)
+        outcome, said = (WORKS, "as it should") if problem is None else (LOSS, problem)
+        if said.startswith(TRACEBACK):
+            outcome = TRACEBACK
+    except commands.Skipped as skipped:
+        outcome, said = SKIPPED, f"skipped: {skipped}"
+    except TimeoutExpired:
+        outcome, said = HANG, f"more than {commands.LIMIT_S:.0f} s"
+    seconds = time.perf_counter() - started
+    print(f"{case.__name__} ({seconds:.0f} s): {said}", file=sys.stderr, flush=True)
+    return outcome, said
 
 
 # -- damage ------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from dsa_hw import compare, prune
 from dsa_hw.errors import UserError
 from dsa_hw.pipeline import opening
 from dsa_hw.runs import options as cli
-from dsa_hw.runs.config import PruneConfig, ReportConfig
+from dsa_hw.runs.config import ProfileConfig, PruneConfig
 from dsa_hw.runs.folder import RunFolder
 from dsa_hw.runs.options import run_command
 from dsa_hw.training.trainer import Trainer
@@ -113,16 +113,16 @@ def test_only_the_main_process_speaks(
     held: list[float] = []
     monkeypatch.setattr(cli.time, "sleep", held.append)
 
-    def fail(config: ReportConfig) -> int:
+    def fail(config: ProfileConfig) -> int:
         raise error
 
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         if isinstance(error, UserError):
-            assert run_command("report", ReportConfig, fail, []) == 2
+            assert run_command("profile", ProfileConfig, fail, []) == 2
         else:
             with pytest.raises(RuntimeError, match="peer"):
-                run_command("report", ReportConfig, fail, [])
+                run_command("profile", ProfileConfig, fail, [])
         assert ("no" in capsys.readouterr().err) == (rank == "0" and isinstance(error, UserError))
         assert held == ([] if rank == "0" else [cli.HOLD_S])
 
