@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from conftest import Residual, randomize_norms
 from torch import nn
 
+from dsa_hw.comparison.methods.gates import TaylorGates
+from dsa_hw.cost.counted import FlopsBudget
 from dsa_hw.errors import UserError
-from dsa_hw.network.coupling import find_coupling
+from dsa_hw.network.coupling import Coupling, find_coupling
 from dsa_hw.network.masks import ChannelMasks
-from dsa_hw.worth.importance import AtomImportance, MemberMean, chosen_importance
+from dsa_hw.pipeline.pruner import DSAPruner
+from dsa_hw.runs.config import PruneConfig
+from dsa_hw.runs.importances import IMPORTANCES, chosen_importance
+from dsa_hw.worth.importance import (
+    AtomImportance,
+    MemberMean,
+    Wants,
+    present_atoms,
+    split_atoms,
+    taylor,
+)
 from dsa_hw.worth.taylor import TaylorScores
 
 IMAGE = torch.zeros(1, 3, 4, 4)
@@ -145,7 +161,106 @@ def test_taylor_scores_do_not_hang_on_the_scale_of_the_loss() -> None:
     assert torch.equal(noted(gradients), noted(gradients, scale=2.0**16))
 
 
-def test_taylor_without_training_is_refused() -> None:
+@dataclass
+class LastFirst:
+    """A toy importance: the later a channel's number, the more it matters."""
+
+    present: torch.Tensor
+    wants: Wants = "weights"
+    noted: int = 0
+
+    def note(
+        self, layers: Sequence[torch.Tensor], gradients: torch.Tensor, loss_scale: object = 1.0
+    ) -> None:
+        self.noted += 1
+
+    def __call__(self) -> torch.Tensor:
+        numbers = torch.arange(1.0, self.present.shape[1] + 1).expand(self.present.shape)
+        return torch.where(self.present, numbers, 1.0)
+
+    def state(self) -> dict[str, Any] | None:
+        return {"noted": self.noted}
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        assert state is not None
+        self.noted = state["noted"]
+
+
+def last_first(model: nn.Module, coupling: Coupling, device: torch.device) -> LastFirst:
+    return LastFirst(present_atoms(coupling, device))
+
+
+@pytest.mark.parametrize("wants", ["weights", "gate gradients"])
+def test_an_importance_from_outside_decides_what_a_search_keeps(wants: Wants) -> None:
+    """By name; it gets the training batches' gradients if it wants them, and resumes."""
+
+    def make(*arguments: Any) -> LastFirst:
+        return dataclasses.replace(last_first(*arguments), wants=wants)
+
+    torch.manual_seed(0)
+    model, x = Residual(), torch.randn(2, 3, 8, 8)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    IMPORTANCES.register("last-first", make)
+    try:
+        pruner = DSAPruner(model, x, FlopsBudget(0.5), 12, importance="last-first")
+        again = DSAPruner(Residual(), x, FlopsBudget(0.5), 12, importance="last-first")
+    finally:
+        IMPORTANCES.remove("last-first")
+    for _ in range(12):
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step(validation_loss=lambda: model(x).square().mean())
+    noted = pruner.state_dict()["importance"]["noted"]
+    assert noted == (12 if wants == "gate gradients" else 0)
+    again.load_state_dict(pruner.state_dict())
+    assert again.state_dict()["importance"]["noted"] == noted
+    kept = pruner.finish_with_report().keep
+    assert any(not own.all() for own in kept)
+    for own in kept:  # of every group the last ones
+        assert own.tolist() == sorted(own.tolist())
+
+
+def test_an_unknown_importance_is_refused() -> None:
+    with pytest.raises(UserError, match="did you mean taylor"):
+        PruneConfig(target_ratio=0.5, importance="tailor")
+    assert sorted(IMPORTANCES) == ["bn_scale", "filter_l1", "taylor"]
+    assert IMPORTANCES["taylor"] is taylor
+
+
+def test_scores_that_are_no_numbers_are_refused_with_their_group() -> None:
+    """NaN in given weights, which would reach rounding."""
     model, x = Residual(), torch.zeros(1, 3, 16, 16)
-    with pytest.raises(UserError, match="gradients of training"):
-        AtomImportance(model, find_coupling(model, x), "taylor")
+    with torch.no_grad():
+        model.a1.weight[3, 0, 0, 0] = torch.nan
+    coupling = find_coupling(model, x)
+    group = next(g for g in coupling.groups if "a1" in g.layers)
+    scores = AtomImportance(model, coupling, "filter_l1")()
+    with pytest.raises(UserError, match=f"atoms of {group.name}"):
+        split_atoms(coupling, scores)
+
+
+def test_halp_and_the_search_have_one_taylor() -> None:
+    """Gates of the atoms give what the masks' gradients give, here as means of absolute values."""
+    torch.manual_seed(0)
+    model, x = randomize_norms(Residual()), torch.randn(4, 3, 16, 16)
+    coupling = find_coupling(model, x)
+    gates = TaylorGates(model, coupling, x)
+    taken = []
+    for _ in range(3):
+        model(torch.randn_like(x)).square().mean().backward()
+        assert gates._gates.grad is not None
+        taken.append(gates._gates.grad.abs().clone())
+        gates.note()
+    expected = torch.stack(taken).mean(0).numpy()
+    state = gates.state_dict()
+    assert gates.importance() == pytest.approx(expected, rel=1e-5)
+    assert (gates.importance() == 0).all()  # begun anew
+    gates.load_state_dict(state)
+    assert gates.importance() == pytest.approx(expected, rel=1e-5)
+    gates.remove()
+
+
+def test_taylor_without_training_is_refused() -> None:
+    with pytest.raises(UserError, match="without training"):
+        PruneConfig(target_ratio=0.5, importance="taylor", epochs=0)

@@ -21,7 +21,6 @@ from dsa_hw.errors import UserError
 from dsa_hw.pipeline.pruner import DSAPruner
 from dsa_hw.runs.processes import Processes
 from dsa_hw.search.settings import SearchSettings
-from dsa_hw.worth.importance import Importance
 
 STEPS, BATCH = 16, 8
 SETTINGS = SearchSettings(validation_every=2, warmup=(0.1, 0.2), log_every=4)
@@ -47,7 +46,7 @@ def batches(rank: int, world: int) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def searched(rank: int, world: int, importance: Importance) -> Tensor:
+def searched(rank: int, world: int, importance: str) -> Tensor:
     model = network()
     pruner = DSAPruner(
         model, torch.zeros(1, 3, 8, 8), dsa_hw.FlopsBudget(0.5), STEPS,
@@ -68,7 +67,7 @@ def searched(rank: int, world: int, importance: Importance) -> Tensor:
     return pruner.keep_ratios.detach().clone()
 
 
-def work(rank: int, world: int, port: int, importance: Importance, folder: str) -> None:
+def work(rank: int, world: int, port: int, importance: str, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     try:
@@ -116,7 +115,7 @@ def free_port() -> int:
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """With Taylor scores, which come from each process's own gradients."""
-    importance: Importance = "taylor"
+    importance: str = "taylor"
     spawn(work, args=(2, free_port(), importance, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert torch.equal(first, second)

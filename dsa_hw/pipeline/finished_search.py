@@ -9,9 +9,9 @@ from typing import Any
 from dsa_hw.errors import RunFolderError, UserError
 from dsa_hw.runs.config import PruneConfig
 from dsa_hw.runs.folder import CONFIG_FILE, RunFolder
+from dsa_hw.runs.importances import chosen_importance
 from dsa_hw.runs.options import parse
 from dsa_hw.runs.yaml_files import read_mapping
-from dsa_hw.worth.importance import Importance, chosen_importance
 
 SAME = ("model", "input_shape", "batch_size", "data", "exclude", "importance", "constraint",
         "remove_branches")  # fmt: skip
@@ -36,7 +36,7 @@ class FinishedSearch:
     model: dict[str, Any]
     pruner: dict[str, Any]
     dense: dict[str, Any] | None
-    importance: Importance
+    importance: str
     trained: bool
     lr: float
 

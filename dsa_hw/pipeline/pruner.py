@@ -46,6 +46,7 @@ from dsa_hw.network.forward import frozen_statistics, outputs_of
 from dsa_hw.network.inventory import fixed_branches_warning, take_inventory
 from dsa_hw.network.masks import ChannelMasks, hard_masks
 from dsa_hw.network.removal import Keep, remove_channels
+from dsa_hw.runs.importances import IMPORTANCES, chosen_importance
 from dsa_hw.search.dpp import (
     hard_top_masks,
     keep_probabilities,
@@ -58,8 +59,7 @@ from dsa_hw.search.holding.mover import fit_to_budget
 from dsa_hw.search.settings import SearchSettings
 from dsa_hw.surgery.channels import keep_most_important
 from dsa_hw.training.batch_norms import retake_statistics
-from dsa_hw.worth.importance import AtomImportance, ImportanceChoice, Scores, chosen_importance
-from dsa_hw.worth.taylor import TaylorScores
+from dsa_hw.worth.importance import split_atoms
 from dsa_hw.worth.values import closeness, near_and_important
 
 RETARGETING_STEPS = 20
@@ -138,7 +138,7 @@ class DSAPruner:
         *,
         settings: SearchSettings | None = None,
         trained: bool = False,
-        importance: ImportanceChoice = "auto",
+        importance: str = "auto",
         exclude: Sequence[str] = (),
         remove_branches: bool = False,
         seed: int = 0,
@@ -161,9 +161,9 @@ class DSAPruner:
         self._least = torch.zeros_like(self._dense)
         self.keep_ratios = torch.ones(len(groups), device=device, requires_grad=True)
         self._bind(budgets)
-        kind = chosen_importance(importance)
-        self._taylor = TaylorScores(self.coupling, device) if kind == "taylor" else None
-        self._importance: Scores = self._taylor or AtomImportance(model, self.coupling, kind)
+        make = IMPORTANCES.find(chosen_importance(importance))
+        self._importance = make(model, self.coupling, device)
+        self._wants_gradients = self._importance.wants == "gate gradients"
         self._masks = self._masked()
         self._mover = make_mover(
             self.settings.constraint, self.keep_ratios, self._least, len(self.budgets)
@@ -197,7 +197,7 @@ class DSAPruner:
         self._first_costs = self._costs(self._dense).detach()
 
     def _masked(self) -> ChannelMasks:
-        gated = self._taylor is not None
+        gated = self._wants_gradients
         return ChannelMasks(
             self._model, self.coupling, self._example, with_gradients=gated,
             branches=self.graph.branches,
@@ -241,8 +241,8 @@ class DSAPruner:
     def _open_masks(self) -> None:
         """Nothing is masked; where scores are gradients by the masks, those are collected."""
         open_ = None
-        if self._taylor is not None:
-            open_ = torch.ones(self._taylor.present.shape, device=self._dense.device)
+        if self._wants_gradients:
+            open_ = torch.ones(self._importance.present.shape, device=self._dense.device)
         self._masks.set(open_)
 
     @property
@@ -258,11 +258,11 @@ class DSAPruner:
         return (trained, trained) if self._trained else self.settings.warmup
 
     def _note_gradients(self, loss_scale: Tensor | float) -> None:
-        """Hand the training batch's gradients by mask to the Taylor scores."""
-        if self._taylor is None or (found := self._masks.gate_gradients()) is None:
+        """Hand the training batch's gradients by mask to the importance that wants them."""
+        if not self._wants_gradients or (found := self._masks.gate_gradients()) is None:
             return
         layers, gradients = found
-        self._taylor.note(layers, _averaged(gradients), loss_scale)
+        self._importance.note(layers, _averaged(gradients), loss_scale)
         gradients.zero_()
 
     @property
@@ -522,8 +522,7 @@ class DSAPruner:
 
     def _atom_scores(self) -> list[np.ndarray]:
         """(atoms,) importance of every group."""
-        scores = self._importance().cpu().numpy()
-        return [scores[i, : g.atoms] for i, g in enumerate(self.coupling.groups)]
+        return split_atoms(self.coupling, self._importance())
 
     def learned_widths(self) -> np.ndarray:
         """(groups,) keep ratios times dense widths, not rounded."""
@@ -567,7 +566,7 @@ class DSAPruner:
             "mover": self._mover.state_dict(),
             "generator": self._generator.get_state(),
             "masks": self._masks.store.flat,
-            "taylor": None if self._taylor is None else self._taylor.state(),
+            "importance": self._importance.state(),
             "steps": self._steps,
             "search_from": self._search_from,
             "first_loss": self._first_loss,
@@ -584,8 +583,7 @@ class DSAPruner:
         self._generator.set_state(state["generator"].cpu())
         masks = state["masks"]
         self._masks.store.set_flat(None if masks is None else masks.to(self._dense.device))
-        if self._taylor is not None:
-            self._taylor.restore(state["taylor"])
+        self._importance.restore(state["importance"])
         self._steps = state["steps"]
         self._search_from = state["search_from"]
         self._first_loss = state["first_loss"]

@@ -52,6 +52,7 @@ from dsa_hw.reports import write_run_report
 from dsa_hw.runs.config import PruneConfig
 from dsa_hw.runs.console import Progress
 from dsa_hw.runs.folder import ONNX_FILE, RESULT_FILE, RunFolder, Stopwatch
+from dsa_hw.runs.importances import IMPORTANCES, chosen_importance
 from dsa_hw.runs.processes import Processes, trains_on_cpu
 from dsa_hw.runs.shared_folder import SharedRunFolder
 from dsa_hw.search.settings import SearchSettings
@@ -61,7 +62,7 @@ from dsa_hw.training.distillation import Distillation
 from dsa_hw.training.precision import slow_precision_warning
 from dsa_hw.training.schedule import Stage
 from dsa_hw.training.trainer import Trainer
-from dsa_hw.worth.importance import AtomImportance, chosen_importance
+from dsa_hw.worth.importance import split_atoms
 from dsa_hw.worth.values import kept_importance
 from profilers.backends import Backend
 from profilers.table import LatencyTable, NetworkKey
@@ -343,11 +344,15 @@ class Run:
         bound = [request.bind(graph) for request in self._requests()]
         choices = merged_choices([c for _, c in bound])
         config = self.config
-        importance = chosen_importance(config.importance, trains=False)  # no gradients here
-        scorer = AtomImportance(model, graph.coupling, importance)
-        scores = scorer().cpu().numpy()
+        name = chosen_importance(config.importance, trains=False)  # no gradients here
+        importance = IMPORTANCES.find(name)(model, graph.coupling, example.device)
+        if importance.wants != "weights":
+            raise UserError(
+                f"importance {name} comes from gradients of training, and epochs is 0: use "
+                "bn_scale or filter_l1, or train"
+            )
         groups = graph.coupling.groups
-        atoms = [scores[i, : g.atoms] for i, g in enumerate(groups)]
+        atoms = split_atoms(graph.coupling, importance())
         values = kept_importance(choices, atoms, [len(g.layers) for g in groups])
         budgets: list[Budget] = [b for b, _ in bound]
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from dsa_hw.errors import UserError
 from dsa_hw.runs.budgets import BUDGETS
+from dsa_hw.runs.importances import IMPORTANCES
 
 Precision = Literal["fp32", "fp16", "int8"]
 _RATIOS = ("flops", "params", "memory")
@@ -95,8 +96,10 @@ class TrainingConfig(ModelConfig):
     pretrained: bool = _option(False, "start from torchvision's or timm's weights")
     weights: str | None = _option(None, "start from these weights (safetensors)", path="file")
     exclude: tuple[str, ...] = _option((), "patterns of layer names that keep all channels")
-    importance: Literal["auto", "bn_scale", "filter_l1", "taylor"] = _option(
-        "auto", "base importance; auto: taylor, without training filter_l1"
+    importance: str = _option(
+        "auto",
+        "base importance: bn_scale, filter_l1, taylor, or package.module:factory; auto: taylor, "
+        "without training filter_l1",
     )
     constraint: Literal["projection", "admm"] = _option(
         "projection", "how the search holds the budgets"
@@ -149,6 +152,8 @@ class TrainingConfig(ModelConfig):
             _require(0 <= finetune < self.epochs, "finetune-epochs", finetune, "less than epochs")
 
     def _check_training(self) -> None:
+        if self.importance != "auto":
+            IMPORTANCES.check(self.importance)
         if self.epochs:
             return
         for name, wanted in (

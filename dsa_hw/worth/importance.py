@@ -3,44 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dsa_hw.errors import UserError
 from dsa_hw.network.coupling import Coupling
 
-Importance = Literal["bn_scale", "filter_l1", "taylor"]
-IMPORTANCES: tuple[Importance, ...] = ("bn_scale", "filter_l1", "taylor")
-ImportanceChoice = Literal["auto", "bn_scale", "filter_l1", "taylor"]
+Wants = Literal["weights", "gate gradients"]
+"""What an importance is computed from: the weights as they are, or gradients by the masks."""
+WeightImportance = Literal["bn_scale", "filter_l1"]
 FLOOR = 1e-12
 """Least score, as a part of its group's greatest: dead channels must not set the spread."""
 LEAST = 1e-30
 
 
-class Scores(Protocol):
+class Importance(Protocol):
     """Scores of all atoms of a model."""
+
+    @property
+    def wants(self) -> Wants:
+        """Whether ``note`` has to be given the training batches' gradients by the masks."""
+        ...
 
     @property
     def present(self) -> Tensor:
         """(groups, atoms) bool, false where padded."""
         ...
 
+    def note(
+        self, layers: Sequence[Tensor], gradients: Tensor, loss_scale: Tensor | float = 1.0
+    ) -> None:
+        """Take in one training batch; called only where ``wants`` asks for it.
+
+        Args:
+            layers: for every masked layer, the positions of its channels in the flat masks.
+            gradients: (channels of all layers,) of the loss by the masks.
+            loss_scale: that the loss was multiplied by before it was differentiated.
+        """
+        ...
+
     def __call__(self) -> Tensor:
         """(groups, atoms) positive scores, detached; 1 where padded."""
         ...
 
+    def state(self) -> dict[str, Any] | None:
+        """What to keep for an exact resume; None where the model says it all."""
+        ...
 
-def chosen_importance(choice: ImportanceChoice, trains: bool = True) -> Importance:
-    """What ``auto`` stands for: ``taylor`` where training gives gradients, else ``filter_l1``.
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go on from ``state``."""
+        ...
 
-    What a channel's removal does to the loss says more than its size about a network that is used
-    to all its channels.
+
+def bn_scale(model: nn.Module, coupling: Coupling, device: torch.device) -> AtomImportance:
+    """``--importance bn_scale``: what batch-norms multiply the channels by."""
+    return AtomImportance(model, coupling, "bn_scale")
+
+
+def filter_l1(model: nn.Module, coupling: Coupling, device: torch.device) -> AtomImportance:
+    """``--importance filter_l1``: the size of the filters that make the channels."""
+    return AtomImportance(model, coupling, "filter_l1")
+
+
+def split_atoms(coupling: Coupling, scores: Tensor) -> list[np.ndarray]:
+    """(groups, atoms) padded scores -> one (atoms,) array a group.
+
+    Raises:
+        UserError: a score is not finite; names its group.
     """
-    if choice != "auto":
-        return choice
-    return "taylor" if trains else "filter_l1"
+    rows = scores.detach().cpu().numpy()
+    found = [row[: group.atoms] for row, group in zip(rows, coupling.groups, strict=True)]
+    for group, atoms in zip(coupling.groups, found, strict=True):
+        if broken := int((~np.isfinite(atoms)).sum()):
+            raise UserError(
+                f"the importance of {broken} of the {len(atoms)} atoms of {group.name} is not a "
+                "finite number: see that the network's weights are"
+            )
+    return found
 
 
 class MemberMean:
@@ -89,12 +131,9 @@ class AtomImportance:
             channels have the mean of theirs.
     """
 
-    def __init__(self, model: nn.Module, coupling: Coupling, kind: Importance) -> None:
-        if kind == "taylor":
-            raise UserError(
-                "taylor importance comes from gradients of training; without training use "
-                "bn_scale or filter_l1"
-            )
+    wants: Wants = "weights"
+
+    def __init__(self, model: nn.Module, coupling: Coupling, kind: WeightImportance) -> None:
         self._modules = dict(model.named_modules())
         device = next(model.parameters()).device
         self.present = present_atoms(coupling, device)
@@ -109,7 +148,18 @@ class AtomImportance:
             [self._scores(self._modules[name])[where] for name, where, _ in self._members]
         )
 
-    def _choose(self, coupling: Coupling, kind: Importance, device: torch.device):
+    def note(
+        self, layers: Sequence[Tensor], gradients: Tensor, loss_scale: Tensor | float = 1.0
+    ) -> None:
+        """Do nothing: gradients say nothing of these scores."""
+
+    def state(self) -> None:
+        """Return nothing: the model says it all."""
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Do nothing: the model has it all."""
+
+    def _choose(self, coupling: Coupling, kind: WeightImportance, device: torch.device):
         """(module name, positions that count, their atoms) of every member."""
         norms, filters = [], []
         for (name, side), mapping in coupling.maps.items():

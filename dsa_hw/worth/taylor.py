@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dsa_hw.errors import UserError
 from dsa_hw.network.coupling import Coupling
-from dsa_hw.worth.importance import positive, present_atoms
+from dsa_hw.worth.importance import Wants, positive, present_atoms
 
 DECAY = 3.0
 """The n-th training batch weighs about n**DECAY in the Taylor scores.
@@ -35,10 +35,24 @@ class TaylorScores:
     share it, so their gradients are added before they are squared; the average is weighted towards
     the newest batches (``DECAY``); and the gradient is taken at the mask's own value and not
     multiplied by it, so that a channel that is nearly closed can still come back.
+
+    Args:
+        squared: whether the effects are squared; HALP and MDP take their absolute values.
+        decay: see ``DECAY``; 0 is the plain mean.
     """
 
-    def __init__(self, coupling: Coupling, device: torch.device) -> None:
+    wants: Wants = "gate gradients"
+
+    def __init__(
+        self,
+        coupling: Coupling,
+        device: torch.device,
+        *,
+        squared: bool = True,
+        decay: float = DECAY,
+    ) -> None:
         self.present = present_atoms(coupling, device)
+        self._squared, self._decay = squared, decay
         self._average = torch.ones(self.present.numel(), device=device)
         self._batches = 0
         self._positions: Tensor | None = None
@@ -59,9 +73,23 @@ class TaylorScores:
         unscaled = gradients.detach().float() / loss_scale
         finite = torch.nan_to_num(unscaled, posinf=0.0, neginf=0.0)
         total = finite.new_zeros(atoms + 1)  # the last for channels that no atom has
-        effects = total.index_add_(0, self._positions, finite)[:atoms].square()
+        self.note_atoms(total.index_add_(0, self._positions, finite)[:atoms])
+
+    def note_atoms(self, gradients: Tensor) -> None:
+        """Take in one batch's gradients by gates of the atoms, (groups, atoms) or flat."""
+        effects = gradients.detach().flatten()
+        effects = effects.square() if self._squared else effects.abs()
         self._batches += 1
-        self._average.lerp_(effects, (1.0 + DECAY) / (self._batches + DECAY))
+        self._average.lerp_(effects, (1.0 + self._decay) / (self._batches + self._decay))
+
+    def mean(self) -> Tensor:
+        """(groups, atoms) without a floor; 0 before the first batch."""
+        return self._average.view_as(self.present) * float(self._batches > 0)
+
+    def forget(self) -> None:
+        """Begin anew, as if no batch had been seen."""
+        self._average.fill_(1.0)
+        self._batches = 0
 
     def __call__(self) -> Tensor:
         """(groups, atoms); all 1 before the first batch."""
@@ -71,7 +99,7 @@ class TaylorScores:
         """What to keep for an exact resume."""
         return {"average": self._average.clone(), "batches": self._batches}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any] | None) -> None:
         """Go on from ``state``.
 
         Raises:
@@ -84,3 +112,8 @@ class TaylorScores:
             )
         self._average.copy_(state["average"])
         self._batches = state["batches"]
+
+
+def taylor(model: nn.Module, coupling: Coupling, device: torch.device) -> TaylorScores:
+    """``--importance taylor``: what removing a channel does to the training loss."""
+    return TaylorScores(coupling, device)

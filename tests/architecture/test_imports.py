@@ -37,9 +37,25 @@ ORDER = (
 VERBS = ("profile", "prune", "compare", "validate", "report")
 
 
+def is_for_types(node: ast.AST) -> bool:
+    """Whether it is ``if TYPE_CHECKING:``, whose imports never happen.
+
+    The registries of ``runs`` name the types of their entries so, and know them by name alone.
+    """
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def nodes_of(node: ast.AST) -> Iterator[ast.AST]:
+    """The node and all below it that run."""
+    if not is_for_types(node):
+        yield node
+        for child in ast.iter_child_nodes(node):
+            yield from nodes_of(child)
+
+
 def imported_modules(path: Path) -> Iterator[str]:
     """Every module that the file at ``path`` imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} has a relative import"
             yield node.module or ""

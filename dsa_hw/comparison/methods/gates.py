@@ -3,21 +3,23 @@
 Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, arXiv:1906.10771:
 what a channel contributes is, to first order, |gradient of the loss to a gate of value 1 on it|;
 behind a batch-norm that is |gamma * dL/dgamma + beta * dL/dbeta|. Here the gate is an atom's, so
-the contributions of coupled layers are added before the absolute value is taken.
+the contributions of coupled layers are added before the absolute value is taken. The averaging is
+the search's own (``importance.TaylorScores``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from dsa_hw.comparison.methods.method import Workbench
 from dsa_hw.network.coupling import Coupling
 from dsa_hw.network.masks import ChannelMasks
 from dsa_hw.training.schedule import Stage
+from dsa_hw.worth.taylor import TaylorScores
 
 
 class TaylorGates:
@@ -29,28 +31,23 @@ class TaylorGates:
     """
 
     def __init__(self, model: nn.Module, coupling: Coupling, example_inputs: Tensor) -> None:
-        size = max(g.atoms for g in coupling.groups)
+        device = example_inputs.device
         self._masks = ChannelMasks(model, coupling, example_inputs)
-        self.kept = torch.zeros(len(coupling.groups), size, device=example_inputs.device)
-        for row, group in zip(self.kept, coupling.groups, strict=True):
-            row[: group.atoms] = 1.0
-        self._sum = torch.zeros_like(self.kept)
-        self._batches = 0
+        self._scores = TaylorScores(coupling, device, squared=False, decay=0.0)
+        self.kept = self._scores.present.float()
         self._gates = self.kept
         self._open()
 
     def note(self) -> None:
         """After each backward pass: take its gradient in."""
         if self._gates.grad is not None:
-            self._sum += self._gates.grad.abs()
-            self._batches += 1
+            self._scores.note_atoms(self._gates.grad)
         self._open()
 
     def importance(self) -> np.ndarray:
         """(groups, atoms) mean over the batches since the last call; 0 where closed."""
-        mean = (self._sum / max(1, self._batches) * self.kept).cpu().numpy()
-        self._sum.zero_()
-        self._batches = 0
+        mean = (self._scores.mean() * self.kept).cpu().numpy()
+        self._scores.forget()
         return mean
 
     def close(self, kept: Tensor) -> None:
@@ -62,14 +59,13 @@ class TaylorGates:
         """Give the model back as it was."""
         self._masks.remove()
 
-    def state_dict(self) -> dict[str, Tensor | int]:
+    def state_dict(self) -> dict[str, Any]:
         """For an exact resume."""
-        return {"kept": self.kept.clone(), "sum": self._sum.clone(), "batches": self._batches}
+        return {"kept": self.kept.clone(), "scores": self._scores.state()}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken."""
-        self._sum.copy_(state["sum"])
-        self._batches = state["batches"]
+        self._scores.restore(state["scores"])
         self.close(state["kept"])
 
     def _open(self) -> None:

@@ -21,6 +21,7 @@ from dsa_hw.runs.config import PruneConfig
 from dsa_hw.runs.folder import RunFolder
 from dsa_hw.training.schedule import Stage
 from dsa_hw.training.trainer import Trainer
+from dsa_hw.worth.importance import split_atoms
 
 State = dict[str, Any]
 """Tensors and plain values, as they are kept in a file."""
@@ -89,7 +90,7 @@ class Workbench:
 
     def split_atoms(self, scores: np.ndarray) -> list[np.ndarray]:
         """(groups, atoms) padded scores -> one (atoms,) array a group."""
-        return [s[: g.atoms] for s, g in zip(scores, self.graph.coupling.groups, strict=True)]
+        return split_atoms(self.graph.coupling, torch.as_tensor(scores))
 
 
 @dataclass(frozen=True)
