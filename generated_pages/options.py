@@ -6,8 +6,8 @@ import typing
 from types import UnionType
 from typing import Any
 
-from dsa_hw.cli import element_of, option_groups, option_name
-from dsa_hw.config import COMMANDS
+from dsa_hw.runs.config import COMMANDS
+from dsa_hw.runs.options import element_of, option_groups, option_name
 
 HEAD = """# Options
 

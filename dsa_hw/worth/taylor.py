@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsa_hw.errors import UserError
 from dsa_hw.network.coupling import Coupling
