@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_device import FakeDevice
 
-from profilers.collect import Request, collect
+from profilers.collect import Collected, Request, collect
 from profilers.host import Patience
 from profilers.layers.spec import LayerSpec
 from profilers.table import LatencyTable, LayerKey
@@ -19,6 +19,7 @@ from profilers.timing import (
     Round,
     Runner,
     SamplePlan,
+    Subject,
     measure_interleaved,
     ratio,
 )
@@ -56,7 +57,7 @@ class Machine:
     def next_pass(self) -> None:
         self.passes += 1
 
-    def subject(self, ms: float) -> Callable[[], object]:
+    def subject(self, ms: float) -> Subject:
         @contextmanager
         def opened() -> Iterator[Runner]:
             self.now += 1.0
@@ -134,7 +135,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("profilers.host.Patience.wait", lambda self: True)
 
 
-def collected(device: FakeDevice, rounds: int = 4) -> tuple[LatencyTable, object]:
+def collected(device: FakeDevice, rounds: int = 4) -> tuple[LatencyTable, Collected]:
     table = LatencyTable(device.provenance() | {"reference_ms": 1.0})
     requests = [Request.layer(SPEC, 8, 8 * (i + 1)) for i in range(10)]
     return table, collect(table, device, requests, rounds=rounds)
