@@ -103,7 +103,7 @@ def test_two_budgets_both_hold() -> None:
 
 
 def test_between_two_budgets_projection_does_not_zigzag() -> None:
-    """Where the optimum has both budgets used up, moves end on both."""
+    """Where the optimum has both budgets used up, moves end on both, and stay there."""
 
     def two(a: Tensor) -> Tensor:
         return torch.stack([a[:2].sum() / 1.0, a[1:].sum() / 1.3]) - 1.0
@@ -119,6 +119,13 @@ def test_between_two_budgets_projection_does_not_zigzag() -> None:
     found = optimize("projection", two, budgets=2)
     # both count as used up within two steps of each other, which is not made up for any more
     torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)
+
+    ratios = expected.clone().requires_grad_()
+    mover = make_mover("projection", ratios, LEAST, 2)
+    for _ in range(50):
+        before = ratios.detach().clone()
+        mover.move(2.0 * (before - WISHED), two, 0.01)
+        assert float((ratios.detach() - before).abs().max()) < 1e-4  # a hundredth of a step
 
 
 @pytest.mark.parametrize("groups", [2, 3, 5, 9])

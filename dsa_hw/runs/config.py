@@ -100,6 +100,7 @@ class TrainingConfig(ModelConfig):
         "auto",
         "base importance: bn_scale, filter_l1, taylor, or package.module:factory; auto: taylor, "
         "without training filter_l1",
+        known=("auto", *IMPORTANCES),
     )
     constraint: Literal["projection", "admm"] = _option(
         "projection", "how the search holds the budgets"
