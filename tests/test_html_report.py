@@ -222,8 +222,8 @@ def write_table(path: Path, specs: int = 3) -> Path:
                         LayerKey(spec, cin_here, cout), Round(taken, taken, taken, 3, 9), 1.0
                     )
     for index in range(4):
-        key = NetworkKey(f"hash{index}", (8, index))
-        table.append(key, Round(9.0 + index, 9.0, 9.0, 3, 9), 1.0)
+        key = NetworkKey(f"hash{index}", (8, 1 + index))
+        table.append(key, Round(9.0 + index, 9.0, 12.0, 3, 9), 1.0)
     return path
 
 
