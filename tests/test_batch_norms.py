@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import dsa_hw
 from dsa_hw import prune
 from dsa_hw.data import ImageTensors
-from dsa_hw.pipeline import opening, stages
+from dsa_hw.pipeline import opening, run
 from dsa_hw.pipeline.pruner import DSAPruner
 from dsa_hw.training.batch_norms import retake_statistics
 
@@ -128,13 +128,13 @@ def test_a_run_measures_them_before_it_fine_tunes(
     """Without fine-tuning a run's network has the statistics of the training images."""
     monkeypatch.setattr(opening, "configured_backend", lambda config: FakeRuntime())
     taken: list[nn.Module] = []
-    retake = stages.Trainer.retake_statistics
+    retake = run.Trainer.retake_statistics
 
-    def note(self: stages.Trainer, model: nn.Module) -> None:
+    def note(self: run.Trainer, model: nn.Module) -> None:
         taken.append(model)
         retake(self, model)
 
-    monkeypatch.setattr(stages.Trainer, "retake_statistics", note)
+    monkeypatch.setattr(run.Trainer, "retake_statistics", note)
     out = tmp_path / "run"
     assert prune.main([
         "--model", "fake_prune:normed", "--data", "fake_prune:colours", "--out", str(out),

@@ -38,8 +38,8 @@ from dsa_hw.network.forward import outputs_of
 from dsa_hw.network.graph import DeployedGraph
 from dsa_hw.network.inventory import take_inventory
 from dsa_hw.network.removal import remove_channels
+from dsa_hw.pipeline.proof import masked_difference
 from dsa_hw.pipeline.pruner import DSAPruner
-from dsa_hw.pipeline.stages import masked_difference
 from dsa_hw.search.holding import ConstraintMethod
 from dsa_hw.search.settings import MaskKind, SearchSettings
 from dsa_hw.surgery.saved import load_pruned, save_pruned

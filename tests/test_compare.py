@@ -43,7 +43,7 @@ from dsa_hw.network.exported import export_onnx
 from dsa_hw.network.forward import outputs_of
 from dsa_hw.network.graph import DeployedGraph
 from dsa_hw.network.removal import remove_channels
-from dsa_hw.pipeline import opening, stages
+from dsa_hw.pipeline import opening, run
 from dsa_hw.runs.config import CompareConfig
 from dsa_hw.runs.console import Progress
 from dsa_hw.runs.folder import RunFolder, Stopwatch
@@ -113,7 +113,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cell_run, "give_way", noted)
         patch.setattr(sweep, "configured_backend", lambda config: FakeRuntime())
-        patch.setattr(stages, "write_run_report", lambda folder: None)  # tested elsewhere
+        patch.setattr(run, "write_run_report", lambda folder: None)  # tested elsewhere
         out = tmp_path_factory.mktemp("compare") / "sweep"
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the network is too small to share
@@ -150,7 +150,7 @@ def test_eight_channels_where_the_device_has_steps_of_sixteen(tmp_path: Path) ->
     argv = [*arguments(out), "--budgets", "flops", "--methods", "dsa", "dsa-flops-by-8"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "configured_backend", lambda config: FakeRuntime(charge=charge))
-        patch.setattr(stages, "write_run_report", lambda folder: None)  # tested elsewhere
+        patch.setattr(run, "write_run_report", lambda folder: None)  # tested elsewhere
         assert compare.main(argv) == 0
     widths = {}
     for name in ("dsa-flops", "dsa-flops-by-8"):
@@ -226,7 +226,7 @@ def test_runs_from_dense_networks_have_as_many_updates(tmp_path: Path, swept: Pa
     config = parse("compare", CompareConfig, argv)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "configured_backend", lambda config: FakeRuntime())
-        patch.setattr(stages, "write_run_report", lambda folder: None)  # tested elsewhere
+        patch.setattr(run, "write_run_report", lambda folder: None)  # tested elsewhere
         assert compare.main(argv) == 0
     dense = load_file(out / "cells" / "dense-seed0" / "dense.safetensors")
     updates = {"dense": int(dense["stem_bn.num_batches_tracked"])}

@@ -27,9 +27,8 @@ from dsa_hw.worth.importance import (
     Wants,
     present_atoms,
     split_atoms,
-    taylor,
 )
-from dsa_hw.worth.taylor import TaylorScores
+from dsa_hw.worth.taylor import TaylorScores, taylor
 
 IMAGE = torch.zeros(1, 3, 4, 4)
 PRESENT = torch.tensor([[True, True, True], [True, False, False]])

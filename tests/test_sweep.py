@@ -21,7 +21,7 @@ from dsa_hw.comparison.methods.uniform import Uniform
 from dsa_hw.comparison.shared_training import SHARED, SharedTraining
 from dsa_hw.comparison.summary import COLUMNS
 from dsa_hw.errors import RunFolderError, UserError
-from dsa_hw.pipeline import opening, stages
+from dsa_hw.pipeline import opening, run
 from dsa_hw.runs.config import CompareConfig, PruneConfig
 from dsa_hw.runs.folder import RunFolder, Stopwatch
 
@@ -29,7 +29,7 @@ from dsa_hw.runs.folder import RunFolder, Stopwatch
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "configured_backend", lambda config: FakeRuntime())
-    monkeypatch.setattr(stages, "write_run_report", lambda folder: None)
+    monkeypatch.setattr(run, "write_run_report", lambda folder: None)
 
 
 def test_parts_of_a_run_add_up_to_the_whole(tmp_path: Path) -> None:

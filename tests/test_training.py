@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dsa_hw.comparison.cells import Cell, Target, run_config
 from dsa_hw.data import DataSplits, ImageTensors
 from dsa_hw.pipeline.finished_search import FinishedSearch
-from dsa_hw.pipeline.stages import continued
+from dsa_hw.pipeline.run import continued
 from dsa_hw.runs.config import CompareConfig, PruneConfig
 from dsa_hw.runs.folder import RunFolder
 from dsa_hw.training import precision as training_precision

@@ -12,7 +12,7 @@ from fake_device import FakeDevice, FakeRuntime
 from test_launched import arguments
 
 from dsa_hw import prune, validate
-from dsa_hw.pipeline import opening, record, stages
+from dsa_hw.pipeline import opening, record, run
 from dsa_hw.runs.config import DeviceConfig
 
 
@@ -29,7 +29,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)  # the network is too small to share
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(opening, "configured_backend", lambda config: FakeRuntime())
-        patch.setattr(stages, "write_run_report", lambda folder: None)  # tested elsewhere
+        patch.setattr(run, "write_run_report", lambda folder: None)  # tested elsewhere
         assert prune.main(argv) == 0
     torch.set_num_threads(threads)
     return folder / "run"

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 from safetensors.torch import save
-from torch import nn
 
-from dsa_hw.allocation.allocate import Measure, Refine
-from dsa_hw.allocation.target_loop import Timed
 from dsa_hw.comparison.cells import DENSE_WEIGHTS, Cell
 from dsa_hw.comparison.methods import LATENCY_DSA, Workbench, find_method
 from dsa_hw.comparison.shared_training import SHARED, WAITING, SharedTraining
 from dsa_hw.cost.latency.budget import ModelledLatency
-from dsa_hw.cost.latency.profiling import ProfiledNetwork
 from dsa_hw.errors import InfeasibleBudget
+from dsa_hw.pipeline.device import KnownDevice
 from dsa_hw.pipeline.opening import Dense, build_model
+from dsa_hw.pipeline.proof import masked_difference
 from dsa_hw.pipeline.record import Small, small_of
-from dsa_hw.pipeline.stages import LastTiming, Run, masked_difference
+from dsa_hw.pipeline.run import Run, RunPlan
 from dsa_hw.runs.config import PruneConfig
 from dsa_hw.runs.console import Progress
 from dsa_hw.runs.durable_files import replace_file
 from dsa_hw.runs.folder import RESULT_FILE, RunFolder, Stopwatch
 from dsa_hw.training.schedule import Stage
 from dsa_hw.training.trainer import Trainer
-from profilers.backends import Backend
-from profilers.table import LatencyTable
 
 LATENCY_DSA_TITLE = "DSA on latency"
 
@@ -40,7 +35,7 @@ def method_title(name: str) -> str:
     return LATENCY_DSA_TITLE if name == LATENCY_DSA else find_method(name).title
 
 
-class CellRun(Run):
+class CellRun:
     """A run whose small network comes from a method.
 
     One process of a machine times at once, and the others' training waits for it.
@@ -50,11 +45,6 @@ class CellRun(Run):
         timing: held while networks are timed.
     """
 
-    # The test images are looked at once, in the end: a run's accuracy is the only use of them.
-    test_every_epoch = False
-    # What counts in the end is the measurement of all networks of a target against each other.
-    last_measurement = 0.5
-
     def __init__(
         self,
         cell: Cell,
@@ -63,117 +53,91 @@ class CellRun(Run):
         config: PruneConfig,
         folder: RunFolder,
         dense: Dense,
-        backend: Backend,
-        table: LatencyTable,
-        profiled: ProfiledNetwork,
-        target_ms: float,
+        known: KnownDevice,
         progress: Progress,
     ) -> None:
-        super().__init__(config, folder, dense, backend, table, profiled, target_ms, progress)
         self._cell, self._sweep, self._timing = cell, sweep, timing
         self._method = None if cell.method == LATENCY_DSA else find_method(cell.method)
-        if self._method is not None:
-            self.epochs_before = self._method.epochs_before(config)
-        if self.trainer is not None:
-            self.trainer.before_batch = lambda: give_way(timing, self.watch)
+        method = self._method
+        plan = RunPlan(
+            makes_small=None if method is None else self._made_by_method,
+            alone=self._alone,
+            # The dense run's affair, also where a run starts from its weights.
+            judges_dense=False,
+            # The closed loop is the same for all methods, and most have no model to refine.
+            refines=False,
+            # The test images are looked at once, in the end: a run's accuracy is their only use.
+            test_every_epoch=False,
+            # What counts is the measurement of all networks of a target against each other.
+            last_measurement=0.5,
+            epochs_before=None if method is None else method.epochs_before(config),
+            completes=self._completed,
+        )
+        self._run = Run(config, folder, dense, known, progress, plan=plan)
+        if self._run.trainer is not None:
+            self._run.trainer.before_batch = lambda: give_way(timing, self._run.watch)
 
     def result(self) -> dict[str, Any]:
         """All stages; a target that the method cannot reach is a result too."""
+        run = self._run
         try:
-            return self.finish()
+            return run.finish()
         except InfeasibleBudget as error:
-            config = self.config
+            config = run.config
             result = {
                 "model": config.model, "seed": config.seed, "target_ratio": config.target_ratio,
-                "target_ms": self.target_ms, "infeasible": str(error),
+                "target_ms": run.target_ms, "infeasible": str(error),
             } | self._method_record()  # fmt: skip
-            self.folder.write_json(RESULT_FILE, result)
+            run.folder.write_json(RESULT_FILE, result)
             return result
 
-    def _search(self) -> Callable[[], Small]:
-        return super()._search() if self._method is None else self._made_by_method
-
     def _made_by_method(self) -> Small:
+        run = self._run
         assert self._method is not None
-        with self.watch.measure("search"):
+        with run.watch.measure("search"):
             made = self._method.make(self._workbench())
         difference = None
         if made.source is not None:
-            example = self.dense.example
+            example = run.dense.example
             source, small = made.source.cpu(), made.model.cpu()
-            difference = masked_difference(source, small, self.dense.graph, made.keep, example)
+            difference = masked_difference(source, small, run.dense.graph, made.keep, example)
         return small_of(
             made.model, made.allocation, made.keep, made.keep_ratios.tolist(), difference
         )  # fmt: skip
 
     def _workbench(self) -> Workbench:
-        trainer, measure, target_ms = self.trainer, self._measure(), self.target_ms
+        run = self._run
+        trainer, measure, target_ms = run.trainer, run.measure(), run.target_ms
         assert trainer is not None
         assert measure is not None
         assert target_ms is not None
-        latency = self.profiled.latency
+        latency = run.profiled.latency
         return Workbench(
-            config=self.config,
-            fresh_model=self._fresh_model,
-            example=self.dense.example,
-            graph=self.dense.graph,
+            config=run.config,
+            fresh_model=lambda: build_model(run.config, run.classes),
+            example=run.dense.example,
+            graph=run.dense.graph,
             choices=latency.choices.without_removal(),
             budget=ModelledLatency(latency.model, target_ms),
             measure=measure,
             trainer=trainer,
-            folder=self.folder,
-            search=self.searched,
-            shared=SharedTraining(self._sweep, self.config.seed, self.watch),
+            folder=run.folder,
+            search=run.searched,
+            shared=SharedTraining(self._sweep, run.config.seed, run.watch),
         )
-
-    def _fresh_model(self) -> nn.Module:
-        return build_model(self.config, self._classes())
-
-    def _dense_accuracy(self) -> None:
-        """The dense run's affair, also where a run starts from its weights."""
-
-    def _measure(self) -> Measure | None:
-        inner = super()._measure()
-        assert inner is not None
-
-        def measure(widths: np.ndarray) -> Timed:
-            with self._alone():
-                return inner(widths)
-
-        return measure
-
-    def _refine(self) -> dict[str, Refine]:
-        """None: the closed loop is the same for all methods, and most have no model to refine."""
-        return {}
-
-    def _export(self, small: nn.Module) -> float:
-        with self._alone():  # it runs the network
-            return super()._export(small)
-
-    def _time(self) -> LastTiming:
-        with self._alone():
-            return super()._time()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """The one process of this machine that times; the wait counts apart."""
-        with self.watch.measure(WAITING):
+        with self._run.watch.measure(WAITING):
             self._timing.acquire()
         try:
             yield
         finally:
             self._timing.release()
 
-    def _result(
-        self,
-        small: Small,
-        last: LastTiming,
-        dense_accuracy: float | None,
-        accuracy: float | None,
-        onnx_difference: float,
-    ) -> dict[str, Any]:
-        result = super()._result(small, last, dense_accuracy, accuracy, onnx_difference)
-        result["seconds"]["search"] += self.watch.seconds.get(SHARED, 0.0)
+    def _completed(self, result: dict[str, Any]) -> dict[str, Any]:
+        result["seconds"]["search"] += self._run.watch.seconds.get(SHARED, 0.0)
         return result | self._method_record()
 
     def _method_record(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from dsa_hw.comparison.final_timing import time_everything
 from dsa_hw.comparison.summary import CSV_FILE, summarize, to_csv
 from dsa_hw.cost.latency.profiling import ProfiledNetwork, profile_network
 from dsa_hw.errors import UserError
-from dsa_hw.pipeline.device import check_target
+from dsa_hw.pipeline.device import KnownDevice, check_target
 from dsa_hw.pipeline.opening import (
     Dense,
     build_model,
@@ -177,10 +177,8 @@ def _work(
             return
         target_ms = check_target(own, ground.profiled)
         assert target_ms is not None
-        CellRun(
-            cell, sweep, _timing_lock(sweep), own, folder, dense, ground.backend, ground.table,
-            ground.profiled, target_ms, progress,
-        ).result()  # fmt: skip
+        known = KnownDevice(ground.backend, ground.table, ground.profiled, target_ms, 0.0)
+        CellRun(cell, sweep, _timing_lock(sweep), own, folder, dense, known, progress).result()
 
 
 def _wait_for_dense(config: CompareConfig, cell: Cell, progress: Progress) -> None:

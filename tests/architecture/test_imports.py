@@ -97,7 +97,7 @@ def test_profilers_know_nothing_of_pruning() -> None:
 
 
 LONG = {
-    "stages.py": 698,
+    "run.py": 476,
     "pruner.py": 624,
     "table.py": 578,
     "compare_report.py": 520,
