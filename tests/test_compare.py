@@ -132,8 +132,8 @@ def test_every_method_ends_at_the_target_with_what_it_learned(swept: Path) -> No
         assert 0.45 < cell["ratio"] <= 0.6 * 0.993, cell["method"]
         assert cell["accuracy"] > 0.3, cell["method"]  # ten classes
     for name in METHODS:
-        run = json.loads((swept / "cells" / f"{name}-60pct-seed0" / "result.json").read_text())
-        difference = run["pruned"]["masked_vs_pruned_max_abs"]
+        cell = json.loads((swept / "cells" / f"{name}-60pct-seed0" / "result.json").read_text())
+        difference = cell["pruned"]["masked_vs_pruned_max_abs"]
         # the real library's surgery and this project's agree, and both are the masked network
         assert (difference is None) == (name == "netadapt")
         assert difference is None or difference <= 1e-4
@@ -154,9 +154,9 @@ def test_eight_channels_where_the_device_has_steps_of_sixteen(tmp_path: Path) ->
         assert compare.main(argv) == 0
     widths = {}
     for name in ("dsa-flops", "dsa-flops-by-8"):
-        run = json.loads((out / "cells" / f"{name}-60pct-seed0" / "result.json").read_text())
-        widths[name] = [g["width"] for g in run["groups"] if g["frozen"] is None]
-        assert run["ratio"]["measured"] <= 0.6
+        cell = json.loads((out / "cells" / f"{name}-60pct-seed0" / "result.json").read_text())
+        widths[name] = [g["width"] for g in cell["groups"] if g["frozen"] is None]
+        assert cell["ratio"]["measured"] <= 0.6
     assert all(w % 16 == 0 for w in widths["dsa-flops"])
     assert all(w % 8 == 0 for w in widths["dsa-flops-by-8"])
     assert any(w % 16 for w in widths["dsa-flops-by-8"])
@@ -214,8 +214,8 @@ def test_plan_is_methods_times_targets_times_seeds_and_a_dense_run_a_seed() -> N
     names = [c.name for c in cells.plan(config)]
     assert len(names) == len(set(names)) == 2 * (1 + 2 * 2)
     assert names[:3] == ["dense-seed4", "dsa-flops-70pct-seed4", "halp-70pct-seed4"]
-    run = cells.run_config(config, cells.plan(config)[-1])
-    assert (run.seed, run.target_ratio, run.target_ms) == (5, 0.3, None)
+    cell = cells.run_config(config, cells.plan(config)[-1])
+    assert (cell.seed, cell.target_ratio, cell.target_ms) == (5, 0.3, None)
 
 
 def test_runs_from_dense_networks_have_as_many_updates(tmp_path: Path, swept: Path) -> None:
