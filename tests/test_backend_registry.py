@@ -80,9 +80,9 @@ def test_an_unknown_runtime_is_none_in_particular(device: str) -> None:
 
 def test_every_runtime_of_ours_is_where_its_entry_says() -> None:
     for entry in RUNTIMES:
-        source = Path(sys.modules["profilers"].__path__[0], "backends")
-        module = entry.module.rsplit(".", 1)[1]
-        assert f"class {entry.class_name}" in (source / f"{module}.py").read_text()
+        source = Path(sys.modules["profilers"].__path__[0]).parent
+        file = source / Path(*entry.module.split(".")).with_suffix(".py")
+        assert f"class {entry.class_name}" in file.read_text(encoding="utf-8")
         assert entry.devices
         assert "fp32" in entry.precisions
     assert RUNTIMES.ranked("cpu") == ("onnxruntime",)

@@ -21,7 +21,7 @@ PROFILE = f"""
 import sys
 from profilers.backends import open_backend
 from profilers.collect import Request, collect
-from profilers.spec import LayerSpec
+from profilers.layers.spec import LayerSpec
 from profilers.table import LatencyTable
 
 backend = open_backend("cpu", threads=1)

@@ -29,7 +29,7 @@ CONFIG = PruneConfig(target_ratio=0.5)
 HOLD = """
 import sys, time
 from pathlib import Path
-from dsa_hw.run_lock import RunLock
+from dsa_hw.runs.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

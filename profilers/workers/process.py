@@ -34,7 +34,7 @@ from importlib.util import module_from_spec
 spec = PathFinder.find_spec('profilers', [sys.argv[1]])
 sys.modules['profilers'] = module_from_spec(spec)
 spec.loader.exec_module(sys.modules['profilers'])
-from profilers.backends.worker import main
+from profilers.workers.server import main
 main()
 """
 """Starts ``profilers.workers.server`` of this very package without the working folder on the
