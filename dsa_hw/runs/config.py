@@ -226,6 +226,8 @@ class PruneConfig(TrainingConfig):
         super().__post_init__()
 
     def _check_targets(self) -> None:
+        for name in self.budget_values:
+            BUDGETS.check(name)
         latency = "latency" in self.budget_values
         given = [t for t in (self.target_ms, self.target_ratio) if t is not None]
         if latency and len(given) != 1:
@@ -252,7 +254,6 @@ class PruneConfig(TrainingConfig):
     def _check_budget(self, name: str, value: float | None) -> None:
         if name == "latency":
             return
-        BUDGETS.check(name)
         option = f"{name}-ratio" if name in _RATIOS else f"budget {name}"
         if value is None:
             extra = f", or --{option}" if name in _RATIOS else ""
