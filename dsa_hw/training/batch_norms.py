@@ -40,6 +40,8 @@ def retake_statistics(model: nn.Module, batches: Iterable[Any], device: torch.de
     norms = _moving(model)
     modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
+    # How many updates training has made, which these passes are none of.
+    updates = [None if (n := norm.num_batches_tracked) is None else n.clone() for norm in norms]
     count = 0
     try:
         model.eval()
@@ -50,8 +52,10 @@ def retake_statistics(model: nn.Module, batches: Iterable[Any], device: torch.de
             model(images.to(device))
             count += 1
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum, made in zip(norms, momenta, updates, strict=True):
             norm.momentum = momentum
+            if made is not None and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(made)
         for module, mode in modes:
             module.training = mode
     return count
