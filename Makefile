@@ -16,7 +16,8 @@ quickstart: install
 	$(BIN)/python -m dsa_hw.prune --config configs/quickstart.yaml
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not measures"
+	$(BIN)/python -m pytest -m measures
 
 lint: install
 	$(BIN)/ruff check .

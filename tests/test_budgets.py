@@ -30,6 +30,8 @@ from dsa_hw.pipeline.device import budget_requests
 from dsa_hw.runs.budgets import BUDGETS, BudgetSetting
 from dsa_hw.runs.config import PruneConfig
 
+pytestmark = pytest.mark.measures
+
 
 @dataclass(frozen=True)
 class Channels:

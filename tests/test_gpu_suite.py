@@ -30,6 +30,8 @@ from profilers.timing import Round, summarize
 from profilers.workers.isolated import Isolated
 from profilers.workers.parallel import Parallel
 
+pytestmark = pytest.mark.measures
+
 
 def network() -> Residual:
     """A factory for ``--model``."""

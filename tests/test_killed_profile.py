@@ -12,6 +12,8 @@ from profilers.collect import EXTRA_ROUNDS, RETAKEN
 from profilers.layers.spec import LayerSpec
 from profilers.table import LatencyTable, LayerKey
 
+pytestmark = pytest.mark.measures
+
 KILLS = 20
 ROUNDS = 8
 SPEC = "conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 8x8 b1 fp32 +relu"

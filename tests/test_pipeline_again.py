@@ -15,6 +15,8 @@ from whole_way import TRAIN, result_of
 from dsa_hw import prune
 from profilers.table import LatencyTable
 
+pytestmark = pytest.mark.measures
+
 
 def test_a_new_target_without_a_new_search(
     workdir: Path, capsys: pytest.CaptureFixture[str]

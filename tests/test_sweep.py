@@ -226,7 +226,8 @@ def test_allocation_gives_rivals_as_many_epochs_and_runs_none_twice(tmp_path: Pa
             found = allocation.once(bench, name, allocation.METHODS[name])
             assert found["epochs"] == epochs, name
             assert _logged_epochs(tmp_path, name) == (epochs if "twice" in name else 3), name
-            assert 0.9 < found["cost_over_target"] <= 1.0
+            # an upper limit: widths of 16 are coarse here, and the most valuable ones count
+            assert 0.8 < found["cost_over_target"] <= 1.0
 
     def refuse(bench: Bench, name: str) -> allocation.Outcome:
         pytest.fail(f"{name} ran again")

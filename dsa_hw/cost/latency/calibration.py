@@ -37,6 +37,9 @@ NEAR = 0.15
 """Part of the latency whose layers' times may differ from the allocation's before a network counts
 half in ``recalibrate``; one step of each of a few groups changes about as much. At twice of it a
 sixteenth is left: what networks far away say is in the fit that the ridge pulls to."""
+LEAST_WEIGHT = 1e-6
+"""Of the farthest networks. Beside the ridge it is nothing; without it, parts of the networks that
+have none near the allocation would have no weight to be fitted with at all."""
 LEAST_NEAR = 4
 """Networks nearest to an allocation that its held-out error is of, at the least."""
 
@@ -135,6 +138,7 @@ def recalibrate(
     features = model.features([key.widths for key in networks])
     distance = _distances(model, features, around)
     weights = 0.5 ** ((distance**2 - distance.min() ** 2) / NEAR**2)  # the nearest counts fully
+    weights = np.maximum(weights, LEAST_WEIGHT)
     design = _Design.of_layers(model, features, prior)
     near = np.argsort(distance)[: max(LEAST_NEAR, int((weights >= 0.5).sum()))]
     predicted = np.zeros(len(times))
