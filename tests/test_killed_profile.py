@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from profilers.collect import EXTRA_ROUNDS, RETAKEN
 from profilers.layers.spec import LayerSpec
 from profilers.table import LatencyTable, LayerKey

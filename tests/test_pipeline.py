@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from whole_way import PLAN, TRAIN, result_of
 
 import dsa_hw
 from dsa_hw import prune, validate
+from profilers.table import LatencyTable
 
 pytestmark = pytest.mark.measures
 
