@@ -426,7 +426,7 @@ def test_warnings_reach_a_loop_without_a_history() -> None:
 
 def test_keep_ratios_stay_within_what_the_device_allows(table: LatencyTable, graph) -> None:
     dense_budget, choices = LatencyBudget(table, 1.0).bind(graph)
-    least, dense = (count(dense_budget, w) for w in (choices.least, graph.dense_widths))
+    least, dense = (count(dense_budget, w) for w in (choices.least.tolist(), graph.dense_widths))
     _, pruner = search(LatencyBudget(table, least + 0.05 * (dense - least)))
     ratios = pruner.keep_ratios.detach().numpy()
     assert (ratios <= 1.0).all()
