@@ -45,8 +45,9 @@ FAST_PERCENTILE = 10
 """Of the memory reference's readings: the machine's fast state, if it was seen as often as that."""
 MEMORY_SLOW = 1.8
 """Times its time in the fast state, from which the memory reference says: another state. Above what
-it varies by itself while nothing else runs: the 99th of its percentiles over the 10th was 1.69 in
-714 readings of one profile (2-core EPYC, AVX2), and at 1.3 it set a third of good rounds aside."""
+it varies by itself: in 714 readings of one profile (2-core EPYC, AVX2), during which others took
+the processor in 0.3% of rounds, the 99th percentile over the 10th was 1.69, and a third were
+above 1.3 times the 5th. One profile on one host, not yet held against one that changes its state."""
 
 
 class Runner:
