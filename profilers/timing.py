@@ -47,7 +47,7 @@ MEMORY_SLOW = 1.8
 """Times its time in the fast state, from which the memory reference says: another state. Above what
 it varies by itself: in 714 readings of one profile (2-core EPYC, AVX2), during which others took
 the processor in 0.3% of rounds, the 99th percentile over the 10th was 1.69, and a third were
-above 1.3 times the 5th. One profile on one host, not yet held against one that changes its state."""
+above 1.3 times the 5th. One profile on one host, not yet held against one that changes state."""
 
 
 class Runner:
