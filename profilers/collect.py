@@ -14,27 +14,25 @@ from dataclasses import dataclass
 from profilers.backends import Backend, TimesPacks
 from profilers.errors import ProvenanceMismatch
 from profilers.host import Patience
-from profilers.layers.models import layer_model, stream_model, tiny_model
+from profilers.layers.models import layer_model, tiny_model
 from profilers.layers.spec import LayerSpec
+from profilers.speed import FastWait
 from profilers.table import CallKey, Key, LatencyTable, LayerKey
-from profilers.timing import MEMORY_PLAN, Round, SamplePlan, Subject
+from profilers.timing import Round, SamplePlan
 from profilers.workers.parallel import members_of
 
 LAYER_PLAN = SamplePlan(sample_ms=2.0, samples=3, warmup_ms=5.0)
 NETWORK_PLAN = SamplePlan(sample_ms=8.0, samples=3, warmup_ms=12.0)
 REFERENCE_PLAN = SamplePlan(sample_ms=2.0, samples=3, warmup_ms=5.0)
 REFERENCE_EVERY_S = 0.5
-"""Between two readings of the references, which take some 50 ms together: a tenth of the time."""
+"""Between two readings of the reference, where rounds do not bring their own."""
 REFERENCE_READINGS = 31
 """The machine's speed is the median of so many readings: one is off by 10% as often as not where
 other guests of the host come and go, and would put its own noise on what it corrects."""
 FIRST_READINGS = 9
-MEMORY_READINGS = 5
-"""The same of the memory reference: states of the memory last for seconds."""
-RETAKEN = 2.0
+RETAKEN = 1.5
 """Times the rounds asked for: the most that are taken where some of them are disturbed."""
 UNSTABLE_SPREAD_PCT = 8.0
-EXTRA_ROUNDS = 2
 MODEL_BYTES = 2**30
 """Of whole networks that are kept for their next rounds: building one takes longer than a round."""
 CALL_SHARE = 4
@@ -83,7 +81,7 @@ class Collected:
     """What a call to ``collect`` did: numbers of measurements (a key each).
 
     ``left`` are rounds that were not taken because ``stop`` said so, ``disturbed`` rounds that were
-    taken and do not count, because others had the processor or the memory was slow.
+    taken and do not count, because others had the processor or the machine was slow.
     """
 
     measured: int
@@ -94,37 +92,24 @@ class Collected:
     disturbed: int = 0
 
 
-class References:
-    """Two fixed kernels whose times say how fast the machine is: at computing, and at memory."""
+class Reference:
+    """A fixed kernel, a dense convolution, whose time says how fast the machine is."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._computing = layer_model(REFERENCE_SPEC, REFERENCE_CHANNELS, REFERENCE_CHANNELS)
-        self._stream = stream_model()
-        self._on_host = threads_of(backend) > 0
+        self._model = layer_model(REFERENCE_SPEC, REFERENCE_CHANNELS, REFERENCE_CHANNELS)
 
-    def computing_ms(self) -> float:
-        """The time of a dense convolution now."""
-        with self._backend.open_layer(self._computing) as runner:
-            return runner.take_round(REFERENCE_PLAN).median_ms
-
-    @property
-    def memory(self) -> Subject | None:
-        """The kernel that is bound by memory, to be timed; None on a card of one's own."""
-        return (lambda: self._backend.open(self._stream)) if self._on_host else None
-
-    def memory_ms(self) -> float | None:
-        """Its time now."""
-        if self.memory is None:
-            return None
-        with self.memory() as runner:
-            return runner.take_round(MEMORY_PLAN).median_ms
+    def ms(self) -> float:
+        """Its time now; where the backend reads the machine's speed by itself, by that."""
+        with self._backend.open_layer(self._model) as runner:
+            speed = runner.speed()
+            return speed.compute_ms if speed else runner.take_round(REFERENCE_PLAN).median_ms
 
 
 def nominal_reference_ms(backend: Backend, rounds: int = REFERENCE_READINGS) -> float:
     """The reference kernel's time for a new table's header: the median of a few rounds."""
-    references = References(backend)
-    return sorted(references.computing_ms() for _ in range(rounds))[rounds // 2]
+    reference = Reference(backend)
+    return sorted(reference.ms() for _ in range(rounds))[rounds // 2]
 
 
 def collect(
@@ -142,11 +127,12 @@ def collect(
 
     What the table has is not measured again.
 
-    A request whose rounds still differ by more than ``UNSTABLE_SPREAD_PCT`` (of their median)
-    gets up to ``EXTRA_ROUNDS`` more; if that does not settle it, it is counted as unstable.
+    A request whose rounds differ by more than ``UNSTABLE_SPREAD_PCT`` (of their median) is counted
+    as unstable.
 
-    Rounds during which others took the processor, or in which the machine's memory was slower than
-    it can be, are taken again, in all at most ``RETAKEN`` times as many rounds as were asked for.
+    Rounds begin when the machine is in its fast state (``FastWait``). Those during which others
+    took the processor, or the machine was slower, are taken again, in all at most ``RETAKEN`` times
+    as many as were asked for.
 
     Args:
         on_progress: called with (rounds done, rounds planned).
@@ -164,13 +150,11 @@ def collect(
     if missing:
         _refuse_to_mix(table, backend, len(missing))
     patience = Patience(threads_of(backend), on_notice=on_notice)
-    session = _Session(table, backend, missing, random.Random(seed), on_progress, stop, patience)
+    session = _Session(
+        table, backend, missing, random.Random(seed), on_progress, stop, patience, on_notice
+    )
     session.take(missing, rounds, planned=sum(_lacking(table, r, rounds) for r in missing))
     left = sum(_lacking(table, r, rounds) for r in missing)
-    for extra in range(0 if left else EXTRA_ROUNDS):
-        unsettled = [r for r in missing if _spread_pct(table, r.key) > UNSTABLE_SPREAD_PCT]
-        more = sum(r.share for r in unsettled)
-        session.take(unsettled, rounds + extra + 1, planned=session.done + more)
     table.sync()
     measured = [r for r in missing if r.key in table]
     unstable = sum(_spread_pct(table, r.key) > UNSTABLE_SPREAD_PCT for r in measured)
@@ -251,36 +235,43 @@ class _Models:
 
 
 class _Station:
-    """One device at work; keeps its reference's last time fresh."""
+    """One device at work; knows how fast the machine was of late."""
 
-    def __init__(self, backend: Backend, models: _Models) -> None:
-        self._backend, self._models = backend, models
-        self._references = References(backend)
+    def __init__(
+        self,
+        backend: Backend,
+        models: _Models,
+        table: LatencyTable,
+        on_notice: Callable[[str], None] | None,
+    ) -> None:
+        self._backend, self._models, self._table = backend, models, table
+        self._reference = Reference(backend)
         self._readings: deque[float] = deque(maxlen=REFERENCE_READINGS)
-        self._memory_readings: deque[float] = deque(maxlen=MEMORY_READINGS)
         self._read_at = float("-inf")
+        self._ready = FastWait(lambda: table.fast_speed, on_notice=on_notice)
 
     def measure(
         self, pack: Sequence[Request], wanted: Container[Key]
-    ) -> Iterator[tuple[Request, Round, float, float | None]]:
-        """A round of each wanted request, and the references' times of late.
+    ) -> Iterator[tuple[Request, Round, float]]:
+        """A round of each wanted request, and the reference's time of late.
 
         Args:
             pack: measured together where the backend does that, else one by one.
         """
         if len(pack) > 1 and isinstance(self._backend, TimesPacks):
-            self._look()
             together = self._backend.layers_per_pack > 1
             rounds = self._backend.pack_rounds([r.model() for r in pack]) if together else None
             if rounds is not None:
+                self._look(rounds[0])
                 for request, taken in zip(pack, rounds, strict=True):
                     if request.key in wanted:
-                        yield request, taken, self._reference_ms, self._memory_ms
+                        yield request, taken, self._reference_ms
                 return
         for request in pack:
             if request.key in wanted:
-                self._look()
-                yield request, self._alone(request), self._reference_ms, self._memory_ms
+                taken = self._alone(request)
+                self._look(taken)
+                yield request, taken, self._reference_ms
 
     def _alone(self, request: Request) -> Round:
         model = self._models.of(request)
@@ -289,26 +280,25 @@ class _Station:
         else:
             opened, plan = self._backend.open(model), NETWORK_PLAN
         with opened as runner:
+            self._ready.wait(runner)
             return runner.take_round(plan)
 
     @property
     def _reference_ms(self) -> float:
         return statistics.median(self._readings)
 
-    @property
-    def _memory_ms(self) -> float | None:
-        return statistics.median(self._memory_readings) if self._memory_readings else None
-
-    def _look(self) -> None:
-        """Time the references, if that was not done of late."""
+    def _look(self, taken: Round) -> None:
+        """Take a reading of the reference from a round in the fast state, or by itself."""
+        if taken.speed is not None:
+            if taken.counts(self._table.fast_speed) or not self._readings:
+                self._readings.append(taken.speed.compute_ms)
+            return
         if not self._readings:
-            self._readings.extend(self._references.computing_ms() for _ in range(FIRST_READINGS))
+            self._readings.extend(self._reference.ms() for _ in range(FIRST_READINGS))
         elif time.perf_counter() - self._read_at <= REFERENCE_EVERY_S:
             return
         else:
-            self._readings.append(self._references.computing_ms())
-        if (memory_ms := self._references.memory_ms()) is not None:
-            self._memory_readings.append(memory_ms)
+            self._readings.append(self._reference.ms())
         self._read_at = time.perf_counter()
 
 
@@ -324,6 +314,7 @@ class _Session:
         on_progress: Callable[[int, int], None] | None,
         stop: Callable[[], bool] | None,
         patience: Patience,
+        on_notice: Callable[[str], None] | None,
     ) -> None:
         self._table = table
         self._shuffler = shuffler
@@ -331,7 +322,7 @@ class _Session:
         self._stop = stop or (lambda: False)
         members = members_of(backend)
         models = _Models(MODEL_BYTES)
-        self._stations = [_Station(member, models) for member in members]
+        self._stations = [_Station(member, models, table, on_notice) for member in members]
         first = members[0]
         self._packs = packs_of(
             requests, first.layers_per_pack if isinstance(first, TimesPacks) else 1
@@ -388,9 +379,9 @@ class _Session:
                 pack = None if self._failed or self._stop() else next(waiting, None)
             if pack is None:
                 return
-            for request, taken, reference_ms, memory_ms in station.measure(pack, wanted):
+            for request, taken, reference_ms in station.measure(pack, wanted):
                 with self._lock:
-                    self._table.append(request.key, taken, reference_ms, memory_ms)
+                    self._table.append(request.key, taken, reference_ms)
                     if self._table.counts(self._table.rounds[request.key][-1]):
                         self.done += 1
                     else:

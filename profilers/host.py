@@ -55,6 +55,15 @@ def available_cpus(
     return max(1, count if quota is None else min(count, int(quota)))
 
 
+def one_cpu_per_core(affinity: Collection[int] | None = None, sys: Path = SYS) -> tuple[int, ...]:
+    """A logical processor of each core that this process may use; empty where that is not told."""
+    allowed = _affinity() if affinity is None else set(affinity)
+    first: dict[tuple[str, ...], int] = {}
+    for cpu in sorted(allowed):
+        first.setdefault(_core(cpu, sys), cpu)
+    return tuple(first.values())
+
+
 def cgroup_quota(proc: Path = PROC, sys: Path = SYS) -> float | None:
     """Tell how many processors' time this process's cgroups pay for; None without a limit."""
     found = [q for folder in _cgroup_folders(proc, sys) if (q := _quota_of(folder)) is not None]

@@ -2,9 +2,10 @@
 
 The first line is ``{"format", "version", "provenance"}``. Every other line is one round of one
 measurement: its samples' statistics, what others took of the processor meanwhile, the times of two
-reference kernels beside it (bound by computing, bound by memory), and a checksum chained to the
-line before, from the header on, so that an edited, moved, repeated or missing line is found. A run
-that was killed leaves at most one unfinished last line, which the next append removes.
+reference kernels around it (bound by computing, bound by memory), that of the first of late, and a
+checksum chained to the line before, from the header on, so that an edited, moved, repeated or
+missing line is found. A run that was killed leaves at most one unfinished last line, which the next
+append removes.
 """
 
 from __future__ import annotations
@@ -26,12 +27,11 @@ import filelock
 
 from profilers.errors import ProvenanceMismatch, TableError
 from profilers.layers.spec import LayerSpec
+from profilers.speed import Speed, SpeedsSeen
 from profilers.timing import (
     LEAST_ROUNDS,
     Measurement,
     Round,
-    fast_state_ms,
-    is_fast,
     summarize,
 )
 
@@ -49,6 +49,7 @@ TAIL = 64
 """Bytes at the end of what was read, by which a file is known again before it is appended to."""
 MOST = 2**53
 """Largest number in a table: whole numbers up to it are exact in every reader of JSON."""
+READINGS = ("compute_ms", "memory_ms")
 IDENTITY = (
     "device", "cpu_features", "driver", "runtime", "runtime_version", "provider", "precision",
     "batch_size", "threads",
@@ -104,13 +105,11 @@ class TableRound:
     """A round as the table keeps it.
 
     Args:
-        reference_ms: the time of the kernel bound by computing, of late.
-        memory_ms: the time of the kernel bound by memory; None where there is none.
+        reference_ms: the time of the kernel bound by computing, of late, in the fast state.
     """
 
     taken: Round
     reference_ms: float
-    memory_ms: float | None = None
 
 
 @dataclass
@@ -129,11 +128,10 @@ class LatencyTable:
     _size: int = 0
     _tail: bytes = b""
     _synced_at: float = float("-inf")
-    _known: dict[Key, tuple[int, float | None, Measurement]] = field(
+    _known: dict[Key, tuple[int, Speed | None, float, Measurement]] = field(
         default_factory=dict, repr=False
     )
-    _added: int = 0
-    _fast: tuple[int, float | None] = (0, None)
+    _seen: SpeedsSeen = field(default_factory=SpeedsSeen, repr=False)
 
     # -- files -----------------------------------------------------------------------------
 
@@ -216,9 +214,7 @@ class LatencyTable:
         pairs = [(n, self.provenance.get(n), provenance.get(n)) for n in IDENTITY]
         return [(name, mine, other) for name, mine, other in pairs if mine != other]
 
-    def append(
-        self, key: Key, taken: Round, reference_ms: float, memory_ms: float | None = None
-    ) -> None:
+    def append(self, key: Key, taken: Round, reference_ms: float) -> None:
         """Add one round, and write its line at once.
 
         Raises:
@@ -233,7 +229,8 @@ class LatencyTable:
             "loops": taken.loops,
             "lost": None if taken.lost is None else round(taken.lost, 4),
             "reference_ms": _short(reference_ms),
-            "memory_ms": None if memory_ms is None else _short(memory_ms),
+            "compute_ms": None if taken.speed is None else _short(taken.speed.compute_ms),
+            "memory_ms": None if taken.speed is None else _short(taken.speed.memory_ms),
         }
         if self.path is not None:
             _parse(row)  # what is written can be read
@@ -242,7 +239,7 @@ class LatencyTable:
                 line, checksum = _seal(row, self._checksum)
                 self._write(file, line)
                 self._checksum = checksum
-        self._add(key, TableRound(taken, reference_ms, memory_ms))
+        self._add(key, TableRound(taken, reference_ms))
 
     def sync(self) -> None:
         """Bring what was appended to the disk, so that a power cut does not lose it."""
@@ -266,7 +263,7 @@ class LatencyTable:
             known = set(self.rounds.get(key, ()))
             for one in rounds:
                 if one not in known:
-                    self.append(key, one.taken, one.reference_ms, one.memory_ms)
+                    self.append(key, one.taken, one.reference_ms)
                     added += 1
         return added
 
@@ -341,7 +338,7 @@ class LatencyTable:
 
     def _add(self, key: Key, one: TableRound) -> None:
         self.rounds.setdefault(key, []).append(one)
-        self._added += 1
+        self._seen.add(one.taken.speed)
 
     # -- contents --------------------------------------------------------------------------
 
@@ -353,47 +350,58 @@ class LatencyTable:
 
     @property
     def reference_ms(self) -> float:
-        """The reference kernel's nominal time: what drift is measured against."""
-        return float(self.provenance["reference_ms"])
+        """The reference kernel's nominal time: what drift is measured against.
+
+        That of the machine's fast state, where rounds tell it; else what the header says.
+        """
+        return self._seen.nominal_compute_ms or float(self.provenance["reference_ms"])
 
     @property
-    def fast_memory_ms(self) -> float | None:
-        """The memory reference's time in the machine's fast state; None without readings."""
-        if self._fast[0] != self._added:
-            readings = [r.memory_ms for rounds in self.rounds.values() for r in rounds]
-            self._fast = (self._added, fast_state_ms(readings))
-        return self._fast[1]
+    def fast_speed(self) -> Speed | None:
+        """The machine's fast state; None without readings."""
+        return self._seen.fast
 
     def counts(self, one: TableRound) -> bool:
         """Whether a round was undisturbed and in the machine's fast state, as far as is known."""
-        return not one.taken.disturbed and is_fast(one.memory_ms, self.fast_memory_ms)
+        return one.taken.counts(self.fast_speed)
 
     def measurement(self, key: Key) -> Measurement:
         """The rounds of ``key`` that count, drift-corrected and combined.
 
-        Where fewer than ``LEAST_ROUNDS`` count, all do, and the measurement is not settled.
+        Where fewer than ``LEAST_ROUNDS`` count the measurement is not settled; where fewer than two
+        do, it is of all of them.
 
         Raises:
             KeyError: never measured.
         """
         rounds = self.rounds[key]
-        fast = self.fast_memory_ms
+        state = (len(rounds), self.fast_speed, self.reference_ms)
         known = self._known.get(key)
-        if known is None or known[:2] != (len(rounds), fast):
-            known = (len(rounds), fast, self._summarized(rounds))
+        if known is None or known[:3] != state:
+            known = (*state, self._summarized(rounds))
             self._known[key] = known
-        return known[2]
+        return known[3]
 
     def _summarized(self, rounds: list[TableRound]) -> Measurement:
         counting = [r for r in rounds if self.counts(r)]
         settled = len(counting) >= min(LEAST_ROUNDS, len(rounds))
-        used = counting if settled else rounds
+        used = counting if len(counting) > 1 else rounds
         return summarize(
             [r.taken for r in used],
-            [r.reference_ms / self.reference_ms for r in used],
+            [self._drift(r) for r in used],
             disturbed=len(rounds) - len(counting),
             settled=settled,
         )
+
+    def _drift(self, one: TableRound) -> float:
+        """How much slower than in its fast state the machine was at a round.
+
+        In another state by what the round's own readings say: layers are slower by about as much,
+        and half of the spread of rounds in all states goes with it.
+        """
+        speed = one.taken.speed
+        slow = speed is not None and not speed.is_fast(self.fast_speed)
+        return (speed.compute_ms if speed and slow else one.reference_ms) / self.reference_ms
 
     @property
     def call_ms(self) -> float:
@@ -513,13 +521,15 @@ def _parse(row: dict[str, Any]) -> tuple[Key, TableRound]:
         _whole("samples", row["samples"]),
         _whole("loops", row["loops"]),
         None if row["lost"] is None else _number("lost", row["lost"]),
+        None if row["compute_ms"] is None else Speed(*(_positive(row, n) for n in READINGS)),
     )
     if not taken.p10_ms <= taken.median_ms <= taken.p90_ms:
         raise TableError("p10_ms, median_ms and p90_ms are not in this order")
     if taken.lost is not None and taken.lost < 0:
         raise TableError(f"lost is {taken.lost!r}; expected a part of the time, 0 or more")
-    memory_ms = None if row["memory_ms"] is None else _positive(row, "memory_ms")
-    return _key(row), TableRound(taken, _positive(row, "reference_ms"), memory_ms)
+    if (row["compute_ms"] is None) != (row["memory_ms"] is None):
+        raise TableError("of compute_ms and memory_ms there is one; expected both or none")
+    return _key(row), TableRound(taken, _positive(row, "reference_ms"))
 
 
 def _key(row: dict[str, Any]) -> Key:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from profilers.host import HostWatch
+from profilers.speed import FastWait, Speed, SpeedsSeen
 
 Clock = Callable[[], float]
 """Seconds, monotonic."""
@@ -39,15 +40,12 @@ FEW_ROUNDS_FACTOR = {2: 23.0, 3: 7.0} | {n: 3.05 * (1.0 + 3.6 / (n - 2)) for n i
 """Half of the interval in standard errors of the mean, by the number of rounds. Fitted to
 simulations of normal and log-normal rounds whose neighbours correlate by 0.3; for two and three
 rounds only for independent normal ones: Student's t at 1.25 times the mean's standard error."""
+WAITS = 4
+"""Part of the time for measuring that one wait for the machine's fast state may take."""
+MEDIAN_OVER_MEAN = 1.25
+"""Standard error of the median of normal values over that of their mean."""
 SETTLED_ROUNDS = 5
 """Rounds in the fast state, without disturbance, on which a measurement may rest."""
-FAST_PERCENTILE = 10
-"""Of the memory reference's readings: the machine's fast state, if it was seen as often as that."""
-MEMORY_SLOW = 1.8
-"""Times its time in the fast state, from which the memory reference says: another state. Above what
-it varies by itself: in 714 readings of one profile (2-core EPYC, AVX2), during which others took
-the processor in 0.3% of rounds, the 99th percentile over the 10th was 1.69, and a third were
-above 1.3 times the 5th. One profile on one host, not yet held against one that changes state."""
 
 
 class Runner:
@@ -79,12 +77,18 @@ class Runner:
             run()
         return (self._clock() - start) * 1e3
 
+    def speed(self) -> Speed | None:
+        """How fast the machine is now; None where nobody reads it."""
+        return None
+
     def take_round(self, plan: SamplePlan) -> Round:
         """Warm up, choose the loop count, and take one round."""
         before = self._host.read() if self._host else None
-        once = [self.elapsed_ms(1) for _ in range(2)]
-        per_run = max(once[-1], 1e-4)
-        left_ms = plan.warmup_ms - sum(once)
+        per_run = max(self.elapsed_ms(1), 1e-4)
+        left_ms = plan.warmup_ms - per_run
+        if left_ms > 0:  # the first run of a small model takes several times as long as others
+            per_run = max(self.elapsed_ms(1), 1e-4)
+            left_ms -= per_run
         if left_ms > 0:  # the runs of a large network have warmed it up already
             warm = max(1, min(1000, round(left_ms / per_run)))
             per_run = max(self.elapsed_ms(warm) / warm, 1e-4)
@@ -106,16 +110,12 @@ class SamplePlan:
     Args:
         sample_ms: least length of a sample; runs are looped until it is reached.
         samples: samples a round.
-        warmup_ms: discarded runs at the start of a round, at least two of them.
+        warmup_ms: discarded runs at the start of a round, at least one of them.
     """
 
     sample_ms: float = 4.0
     samples: int = 5
     warmup_ms: float = 10.0
-
-
-MEMORY_PLAN = SamplePlan(sample_ms=2.0, samples=3, warmup_ms=2.0)
-"""Of the memory reference: it is timed beside every pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +125,7 @@ class Round:
     Args:
         lost: what others took of the processor meanwhile, as a part of the round's time; None
             where the system does not tell.
+        speed: of the machine, the slower of before and after; None where nobody reads it.
     """
 
     median_ms: float
@@ -133,11 +134,16 @@ class Round:
     samples: int
     loops: int
     lost: float | None = None
+    speed: Speed | None = None
 
     @property
     def disturbed(self) -> bool:
         """Whether others took more than ``LOST`` of the round's time, as far as is known."""
         return self.lost is not None and self.lost > LOST
+
+    def counts(self, fast: Speed | None) -> bool:
+        """Whether it was undisturbed, and in the machine's fast state, as far as is known."""
+        return not self.disturbed and (self.speed is None or self.speed.is_fast(fast))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +154,8 @@ class Measurement:
     interval from the variation between rounds.
 
     Args:
-        disturbed: rounds that were set aside, because others had the processor or the machine's
-            memory was slower than it can be.
+        disturbed: rounds that were set aside, because others had the processor or the machine
+            was slower than it can be.
         settled: whether it rests on enough rounds that were not; True where nothing is known.
         lost: what others took of the processor, as a part of the time of all rounds, those that
             were set aside too; None where the system does not tell.
@@ -178,7 +184,7 @@ class Measurement:
         if not self.settled:
             return (
                 f"disturbed: in {self.disturbed} of {self.rounds} rounds other programs had the "
-                "processor, or the machine's memory was slower than it can be; stop other "
+                "processor, or the machine was slower than it can be; stop other "
                 "programs, allow more time, or measure again later"
             )
         if self.rounds < LEAST_ROUNDS or self.half_width_pct <= WIDE_PCT:
@@ -245,6 +251,15 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     return max(0.0, center - half), center + half
 
 
+def standard_error_pct(measured: Measurement) -> float:
+    """Of the median, from how rounds differ, in per cent of it; 0 where there is only one."""
+    values = measured.round_ms
+    if len(values) < 2:
+        return 0.0
+    scale = MEDIAN_OVER_MEAN * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return 100.0 * scale / measured.median_ms
+
+
 def measure_interleaved(
     subjects: Mapping[str, Subject],
     *,
@@ -258,15 +273,14 @@ def measure_interleaved(
     before_round: Callable[[], None] | None = None,
     on_round: Callable[[int], None] | None = None,
     is_enough: Callable[[Mapping[str, Measurement]], bool] | None = None,
-    memory: Subject | None = None,
-    fast_memory_ms: float | None = None,
+    fast: Speed | None = None,
     wait: Callable[[], object] | None = None,
 ) -> dict[str, Measurement]:
     """Measure several subjects against each other: shuffled rounds until the intervals are narrow.
 
-    A pass is a round of each. Passes during which others had the processor, or the memory
-    reference was slow, are taken again as far as the time allows, and do not count where there are
-    enough others.
+    A pass is a round of each, begun when the machine is in its fast state (``FastWait``). Passes
+    during which others had the processor, or the machine was slower, are taken again as far as the
+    time allows, and do not count where there are enough others.
 
     Args:
         subjects: what to time, by name.
@@ -278,51 +292,49 @@ def measure_interleaved(
         on_round: called with the number of finished rounds.
         is_enough: asked from ``min_rounds`` on about the measurements so far; its word counts in
             place of ``half_width_pct``.
-        memory: the reference that is bound by memory, timed in each pass.
-        fast_memory_ms: its time in the machine's fast state, where that is known.
+        fast: the machine's fast state, where it was seen before.
         wait: called after a pass that others disturbed (``Patience.wait``).
     """
     plan = plan or SamplePlan()
     order = list(subjects)
     shuffler = random.Random(seed)
     passes: list[Pass] = []
+    seen = SpeedsSeen(fast)
+    ready = FastWait(lambda: seen.fast, time_limit_s / WAITS)
     start = clock()
     for number in range(1, 2 * max_rounds + 1):
         shuffler.shuffle(order)
         if before_round:
             before_round()
-        memory_ms = None
-        if memory is not None:
-            with memory() as runner:
-                memory_ms = runner.take_round(MEMORY_PLAN).median_ms
         taken = {}
         for name in order:
             with subjects[name]() as runner:
+                ready.wait(runner)
                 taken[name] = runner.take_round(plan)
-        passes.append(Pass(taken, memory_ms))
+                seen.add(taken[name].speed)
+        passes.append(Pass(taken))
         if on_round:
             on_round(number)
         if wait and passes[-1].disturbed:
             wait()
         if number < LEAST_ROUNDS:
             continue
-        count = len(undisturbed(passes, fast_memory_ms))
+        count = len(undisturbed(passes, fast))
         if count >= min_rounds:
-            so_far = _combined(list(subjects), passes, fast_memory_ms, min_rounds)
+            so_far = _combined(list(subjects), passes, fast, min_rounds)
             widest = max(m.half_width_pct for m in so_far.values())
             if is_enough(so_far) if is_enough else widest <= half_width_pct:
                 break
         if clock() - start > time_limit_s or count >= max_rounds:
             break
-    return _combined(list(subjects), passes, fast_memory_ms, min_rounds)
+    return _combined(list(subjects), passes, fast, min_rounds)
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """A round of each subject, and the memory reference's time beside them."""
+    """A round of each subject."""
 
     rounds: dict[str, Round]
-    memory_ms: float | None = None
 
     @property
     def disturbed(self) -> bool:
@@ -330,32 +342,25 @@ class Pass:
         return any(r.disturbed for r in self.rounds.values())
 
 
-def undisturbed(passes: Sequence[Pass], fast_memory_ms: float | None = None) -> list[Pass]:
-    """The passes in which nobody took the processor, and the machine's memory was fast."""
-    seen = fast_state_ms([p.memory_ms for p in passes])
-    fast = min((ms for ms in (seen, fast_memory_ms) if ms is not None), default=None)
-    return [p for p in passes if not p.disturbed and is_fast(p.memory_ms, fast)]
+def undisturbed(passes: Sequence[Pass], fast: Speed | None = None) -> list[Pass]:
+    """The passes in which nobody took the processor, and the machine was in its fast state.
 
-
-def is_fast(memory_ms: float | None, fast_memory_ms: float | None) -> bool:
-    """Whether the memory reference's time is that of the fast state, as far as is known."""
-    if memory_ms is None or fast_memory_ms is None:
-        return True
-    return memory_ms <= MEMORY_SLOW * fast_memory_ms
-
-
-def fast_state_ms(readings: Sequence[float | None]) -> float | None:
-    """Time of the memory reference in the machine's fast state; None without readings."""
-    known = [r for r in readings if r is not None]
-    return float(np.percentile(known, FAST_PERCENTILE)) if known else None
+    Args:
+        fast: that state, where it was seen before.
+    """
+    seen = SpeedsSeen(fast)
+    for one in passes:
+        for taken in one.rounds.values():
+            seen.add(taken.speed)
+    return [p for p in passes if all(r.counts(seen.fast) for r in p.rounds.values())]
 
 
 def _combined(
-    names: Sequence[str], passes: Sequence[Pass], fast_memory_ms: float | None, min_rounds: int
+    names: Sequence[str], passes: Sequence[Pass], fast: Speed | None, min_rounds: int
 ) -> dict[str, Measurement]:
-    kept = undisturbed(passes, fast_memory_ms)
+    kept = undisturbed(passes, fast)
     settled = len(kept) >= min(min_rounds, SETTLED_ROUNDS, len(passes))
-    used = kept if settled else passes
+    used = kept if len(kept) > 1 else passes
     lost = [r.lost for p in passes for r in p.rounds.values() if r.lost is not None]
     found = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""Rounds that others disturbed, and states in which the memory is slow: set aside, taken again."""
+"""Rounds that others disturbed, and slow states of the machine: set aside, taken again."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fake_device import FakeDevice
 from profilers.collect import Collected, Request, collect
 from profilers.host import Patience
 from profilers.layers.spec import LayerSpec
+from profilers.speed import FastWait, Speed
 from profilers.table import LatencyTable, LayerKey
 from profilers.timing import (
     LEAST_ROUNDS,
@@ -29,18 +30,21 @@ BUSY = 1.7
 """What others make of a round's time."""
 
 
+SLOW = Speed(1.7, 1.0)
+
+
 class Scripted(Runner):
     """A round that was decided beforehand."""
 
-    def __init__(self, ms: float, lost: float | None) -> None:
-        self.taken = Round(ms, ms, ms, 3, 1, lost)
+    def __init__(self, ms: float, lost: float | None, speed: Speed | None = None) -> None:
+        self.taken = Round(ms, ms, ms, 3, 1, lost, speed)
 
     def take_round(self, plan: SamplePlan) -> Round:
         return self.taken
 
 
 class Machine:
-    """A machine whose passes are disturbed, or whose memory is slow, when a test says so.
+    """A machine whose passes are disturbed, or which is slow, when a test says so.
 
     Every round takes a second of its clock.
     """
@@ -49,8 +53,9 @@ class Machine:
         self,
         busy: Callable[[int], bool] = lambda number: False,
         slow: Callable[[int], bool] = lambda number: False,
+        slow_speed: Speed = SLOW,
     ) -> None:
-        self.busy, self.slow = busy, slow
+        self.busy, self.slow, self.slow_speed = busy, slow, slow_speed
         self.passes = -1
         self.now = 0.0
 
@@ -63,19 +68,18 @@ class Machine:
             self.now += 1.0
             busy, slow = self.busy(self.passes), self.slow(self.passes)
             wobble = 1.0 + 0.001 * (self.passes % 5)
-            yield Scripted(ms * wobble * (BUSY if busy or slow else 1.0), 0.5 if busy else 0.0)
+            speed = Speed(1.0, 1.0)
+            if slow:
+                speed = self.slow_speed
+            ms_now = ms * wobble * (BUSY if busy or slow else 1.0)
+            yield Scripted(ms_now, 0.5 if busy else 0.0, speed)
 
         return opened
 
-    @contextmanager
-    def memory(self) -> Iterator[Runner]:
-        yield Scripted(2.0 if self.slow(self.passes) else 1.0, 0.0)
-
-    def measure(self, fast_memory_ms: float | None = None, **more) -> dict[str, Measurement]:
+    def measure(self, fast: Speed | None = None, **more) -> dict[str, Measurement]:
         subjects = {"dense": self.subject(10.0), "pruned": self.subject(6.0)}
         return measure_interleaved(
-            subjects, clock=lambda: self.now, before_round=self.next_pass, memory=self.memory,
-            fast_memory_ms=fast_memory_ms, **more,
+            subjects, clock=lambda: self.now, before_round=self.next_pass, fast=fast, **more,
         )  # fmt: skip
 
 
@@ -90,18 +94,19 @@ def test_disturbed_passes_are_taken_again_and_counted() -> None:
     assert value == pytest.approx(0.6)
 
 
-def test_passes_in_a_slow_state_are_taken_again_and_counted() -> None:
-    machine = Machine(slow=lambda number: number % 3 != 0)
+@pytest.mark.parametrize("slow_speed", [SLOW, Speed(1.0, 2.0)])
+def test_passes_in_a_slow_state_are_taken_again_and_counted(slow_speed: Speed) -> None:
+    machine = Machine(slow=lambda number: number % 3 != 0, slow_speed=slow_speed)
     found = machine.measure(min_rounds=10)
     assert found["pruned"].median_ms == pytest.approx(6.0, rel=0.005)
     assert found["pruned"].disturbed == 18
     assert found["pruned"].settled
 
 
-@pytest.mark.parametrize("kind", ["busy", "slow"])
-def test_a_machine_that_is_never_quiet_ends_in_time_and_says_so(kind: str) -> None:
-    machine = Machine(**{kind: lambda number: True})
-    found = machine.measure(fast_memory_ms=1.0, time_limit_s=60.0)
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_machine_that_is_never_quiet_ends_in_time_and_says_so(busy: bool) -> None:
+    machine = Machine(busy=lambda number: busy, slow=lambda number: not busy)
+    found = machine.measure(fast=Speed(1.0, 1.0), time_limit_s=60.0)
     assert machine.now < 65.0
     assert not found["dense"].settled
     assert found["dense"].warning is not None
@@ -143,11 +148,11 @@ def collected(device: FakeDevice, rounds: int = 4) -> tuple[LatencyTable, Collec
 
 def test_a_table_has_its_rounds_beside_the_disturbed_ones() -> None:
     quiet, _ = collected(FakeDevice())
-    table, found = collected(Shared(lambda number: number % 3 == 0))
+    table, found = collected(Shared(lambda number: number % 4 == 0))
     assert found.disturbed > 0
     for key in quiet.layers():
         measured = table.measurement(key)
-        assert sum(table.counts(one) for one in table.rounds[key]) >= 4
+        assert sum(table.counts(one) for one in table.rounds[key]) >= 3
         reference = table.rounds[key][0].reference_ms / quiet.rounds[key][0].reference_ms
         assert measured.median_ms * reference == pytest.approx(quiet.measurement(key).median_ms)
         assert measured.settled
@@ -155,8 +160,8 @@ def test_a_table_has_its_rounds_beside_the_disturbed_ones() -> None:
 
 def test_a_table_of_a_machine_that_is_never_quiet_is_bounded_and_not_settled() -> None:
     table, found = collected(Shared(lambda number: True))
-    assert all(len(rounds) == 2 * 4 for rounds in table.rounds.values())
-    assert found.disturbed == 10 * 2 * 4
+    assert all(len(rounds) == 6 for rounds in table.rounds.values())
+    assert found.disturbed == 10 * 6
     assert not any(table.measurement(key).settled for key in table.layers())
 
 
@@ -164,11 +169,11 @@ def test_what_counts_follows_from_the_fast_state_that_the_table_has_seen() -> No
     table = LatencyTable({"reference_ms": 1.0})
     key = LayerKey(SPEC, 8, 8)
     for _ in range(5):
-        table.append(key, Round(1.5, 1.5, 1.5, 1, 1), 1.0, 2.0)
+        table.append(key, Round(1.5, 1.5, 1.5, 1, 1, speed=Speed(2.0, 1.0)), 2.0)
     slow = table.measurement(key)
     assert (slow.median_ms, slow.settled, slow.disturbed) == (1.5, True, 0)
     for _ in range(LEAST_ROUNDS):
-        table.append(key, Round(1.0, 1.0, 1.0, 1, 1), 1.0, 1.0)
+        table.append(key, Round(1.0, 1.0, 1.0, 1, 1, speed=Speed(1.0, 1.0)), 1.0)
     fast = table.measurement(key)  # of more rounds: nothing old is remembered
     assert (fast.median_ms, fast.settled, fast.disturbed) == (1.0, True, 5)
 
@@ -226,3 +231,46 @@ def test_a_system_that_tells_nothing_is_not_waited_for(tmp_path: Path) -> None:
     patience = Patience(2, affinity={0, 1}, proc=tmp_path / "none")
     assert WAIT(patience)
     assert patience.waited_s < 1.0
+
+
+class Changing(Runner):
+    """A machine that is slow until a moment of its clock, which goes on while it is waited for."""
+
+    def __init__(self, slow_until: float) -> None:
+        self.now, self.slow_until = 0.0, slow_until
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def speed(self) -> Speed:
+        return Speed(1.7 if self.now < self.slow_until else 1.05, 1.0)
+
+    def ready(self, notices: list[str]) -> FastWait:
+        return FastWait(
+            lambda: Speed(1.0, 1.0), 5.0, notices.append, clock=lambda: self.now, sleep=self.sleep
+        )
+
+
+def test_the_fast_state_is_waited_for() -> None:
+    machine, notices = Changing(2.0), []
+    assert machine.ready(notices).wait(machine)
+    assert 2.0 <= machine.now < 2.1
+    assert notices == []
+
+
+def test_waiting_for_the_fast_state_is_given_up_told_and_begun_again_later() -> None:
+    machine, notices = Changing(100.0), []
+    ready = machine.ready(notices)
+    assert not ready.wait(machine)
+    assert 5.0 <= machine.now < 5.1
+    assert len(notices) == 1
+    assert "1.7 times slower than it can be for 5 s" in notices[0]
+    assert not ready.wait(machine)  # not at once again
+    assert machine.now < 5.1
+    machine.now = 100.5
+    assert ready.wait(machine)
+
+
+def test_a_machine_whose_speed_nobody_reads_is_not_waited_for() -> None:
+    assert FastWait(lambda: None).wait(Runner(lambda: None))
+    assert FastWait(lambda: Speed(1.0, 1.0)).wait(Runner(lambda: None))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from profilers.collect import EXTRA_ROUNDS, RETAKEN
+from profilers.collect import RETAKEN
 from profilers.layers.spec import LayerSpec
 from profilers.table import LatencyTable, LayerKey
 
@@ -65,9 +65,8 @@ def test_killed_at_twenty_moments(tmp_path: Path) -> None:
     table = LatencyTable.load(path)
     spec = LayerSpec.parse(SPEC)
     assert {LayerKey(spec, w, w) for w in WIDTHS} == set(table.layers())
-    # extra rounds settle entries that are unstable, and where others disturbed rounds as many again
-    # are taken; none is measured again because of a kill
-    most = round(RETAKEN * (ROUNDS + EXTRA_ROUNDS))
+    # where others disturbed rounds as many again are taken; none because of a kill
+    most = round(RETAKEN * ROUNDS)
     for rounds in table.rounds.values():
         counting = sum(map(table.counts, rounds))
         assert counting >= ROUNDS or len(rounds) >= RETAKEN * ROUNDS

@@ -136,7 +136,7 @@ def test_folders_that_must_not_be_used(workdir: Path, capsys: pytest.CaptureFixt
     other = LatencyTable.open("table.jsonl", mine.provenance | {"driver": "another"})
     for key, rounds in mine.rounds.items():
         for one in rounds:
-            other.append(key, one.taken, one.reference_ms, one.memory_ms)
+            other.append(key, one.taken, one.reference_ms)
     other.sync()
     assert prune.main([*PLAN, "--out", "runs/b"]) == 2
     assert "driver = 'another'" in capsys.readouterr().err

@@ -17,6 +17,7 @@ import pytest
 
 from profilers.errors import TableError
 from profilers.layers.spec import LayerSpec
+from profilers.speed import Speed
 from profilers.table import CallKey, LatencyTable, LayerKey, NetworkKey
 from profilers.timing import Round
 
@@ -25,16 +26,16 @@ SPEC = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 28x28 b1 fp32 +relu"
 
 
 def taken(ms: float) -> Round:
-    return Round(ms, 0.9 * ms, 1.2 * ms, 5, 3, 0.01)
+    return Round(ms, 0.9 * ms, 1.2 * ms, 5, 3, 0.01, Speed(0.5, 2.0))
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     table = LatencyTable.open(tmp_path / "t.jsonl", PROVENANCE)
-    table.append(CallKey(), taken(0.01), 0.5, 0.3)
+    table.append(CallKey(), taken(0.01), 0.5)
     for index in range(4):
-        table.append(LayerKey(SPEC, 16, 16 * (index + 1)), taken(1.0 + index), 0.5, 0.3)
-    table.append(NetworkKey("abc", (16, 0, 32)), taken(9.0), 0.5, None)
+        table.append(LayerKey(SPEC, 16, 16 * (index + 1)), taken(1.0 + index), 0.5)
+    table.append(NetworkKey("abc", (16, 0, 32)), Round(9.0, 8.0, 9.5, 5, 3), 0.5)
     return tmp_path / "t.jsonl"
 
 
@@ -75,7 +76,8 @@ def test_the_header_is_in_the_chain(path: Path, name: str, value: float) -> None
     [
         ("median_ms", math.inf), ("median_ms", math.nan), ("median_ms", 0), ("median_ms", True),
         ("median_ms", 10**400), ("p90_ms", 1e-9), ("reference_ms", -1.0), ("reference_ms", None),
-        ("memory_ms", 0.0), ("lost", -0.1), ("lost", "none"), ("cin", "16"), ("cin", [1]),
+        ("memory_ms", 0.0), ("compute_ms", None), ("compute_ms", "1"), ("lost", -0.1),
+        ("lost", "none"), ("cin", "16"), ("cin", [1]),
         ("cin", True), ("cin", 16.0), ("cin", 0), ("cout", -16), ("cout", 2**60),
         ("samples", "<b>"), ("samples", 0), ("loops", 1.5), ("layer", 7), ("layer", {}),
         ("layer", str(SPEC).replace("s1x1", "s0x0")), ("layer", str(SPEC).replace("28", "028")),
@@ -239,22 +241,19 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
     return forged.encode()
 
 
-@pytest.mark.parametrize("seed", range(400))
-def test_a_mutated_table_is_refused_by_line_or_harmless(path: Path, seed: int) -> None:
+def test_a_mutated_table_is_refused_by_line_or_harmless(path: Path) -> None:
     """Never another error, and never another measurement than what somebody wrote."""
-    content = path.read_bytes()
-    path.write_bytes(mutated(content, random.Random(seed)))
-    try:
-        table = LatencyTable.load(path)
-    except TableError as error:
-        refusal = str(error)
-    else:
-        refusal = None
-    if refusal is not None:
-        assert re.search(r"t\.jsonl, line \d+: ", refusal)
-        return
-    for key in table.rounds:
-        found = table.measurement(key)
-        assert 0 < found.median_ms < math.inf
-    for key in table.layers():
-        assert table.layer_ms(key) > 0
+    content, refusals = path.read_bytes(), []
+    for seed in range(400):
+        path.write_bytes(mutated(content, random.Random(seed)))
+        try:
+            table = LatencyTable.load(path)
+        except TableError as error:
+            refusals.append(str(error))
+            continue
+        for key in table.rounds:
+            assert 0 < table.measurement(key).median_ms < math.inf, seed
+        for key in table.layers():
+            assert table.layer_ms(key) > 0, seed
+    assert 200 < len(refusals) < 400
+    assert all(re.search(r"t\.jsonl, line \d+: ", refusal) for refusal in refusals)

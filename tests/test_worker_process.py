@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from filelock import FileLock
 
@@ -17,6 +18,7 @@ from profilers.layers.spec import LayerSpec
 from profilers.timing import SamplePlan
 from profilers.workers import process as worker_process
 from profilers.workers import scratch
+from profilers.workers.fresh import can_copy
 from profilers.workers.isolated import IsolatedOnnxRuntimeCpu
 from profilers.workers.scratch import LOCK, Scratch, remove_abandoned
 
@@ -39,7 +41,8 @@ def test_a_lost_process_is_replaced_in_the_middle_of_a_model(
     with cpu.open_layer(layer_model(SPEC, 8, 8)) as runner:
         runner.take_round(PLAN)
         lost = cpu._worker._process.pid
-        os.kill(lost, how)
+        measuring = psutil.Process(lost).children() or [psutil.Process(lost)]
+        os.kill(measuring[0].pid, how)
         limits = [1.0]  # of the question that the stopped one does not answer
         whole = cpu._worker.limit_s
         monkeypatch.setattr(
@@ -48,6 +51,39 @@ def test_a_lost_process_is_replaced_in_the_middle_of_a_model(
         assert runner.take_round(PLAN).median_ms > 0
         assert cpu._worker._process.pid != lost
     assert cpu.observations() == ("the measuring process was lost and replaced once",)
+
+
+def test_a_renewed_process_is_another_one_of_the_same_parent(cpu: Any) -> None:
+    parents, measuring = set(), set()
+    for _ in range(3):
+        with cpu.open_layer(layer_model(SPEC, 8, 8)) as runner:
+            assert runner.take_round(PLAN).median_ms > 0
+            parents.add(cpu._worker._process.pid)
+            measuring |= {c.pid for c in psutil.Process(cpu._worker._process.pid).children()}
+        cpu.renew()
+    if can_copy():
+        assert (len(parents), len(measuring)) == (1, 3)
+    else:
+        assert len(parents) == 3
+    assert cpu.observations() == ()
+
+
+def test_no_process_outlives_its_owner(cpu: Any) -> None:
+    with cpu.open_layer(layer_model(SPEC, 8, 8)):
+        process = psutil.Process(cpu._worker._process.pid)
+        family = [process, *process.children()]
+        process.kill()
+        gone, alive = psutil.wait_procs(family, timeout=10.0)
+    assert {p.pid for p in gone} == {p.pid for p in family}
+    assert alive == []
+
+
+def test_a_round_tells_how_fast_the_machine_was(cpu: Any) -> None:
+    with cpu.open_layer(layer_model(SPEC, 8, 8)) as runner:
+        speed = runner.speed()
+        taken = runner.take_round(PLAN)
+    assert min(speed.compute_ms, speed.memory_ms) > 0.01
+    assert taken.speed.compute_ms >= speed.compute_ms
 
 
 def test_two_losses_over_one_question_name_the_signal(
@@ -87,7 +123,7 @@ def test_files_in_the_working_folder_are_not_run(
 def test_folders_of_dead_processes_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(scratch, "scratch_folder", lambda: tmp_path)
     names = ("dead", "alive", "young", "strange")
     folders = {name: tmp_path / f"{scratch.PREFIX}{name}" for name in names}
     for name, folder in folders.items():

@@ -14,8 +14,9 @@ from dsa_hw.allocation.target_loop import Timed
 from dsa_hw.allocation.verdict import is_decided
 from dsa_hw.network.graph import DeployedGraph
 from profilers.backends import Backend
-from profilers.collect import References, threads_of
+from profilers.collect import threads_of
 from profilers.host import Patience
+from profilers.speed import Speed
 from profilers.timing import Measurement, SamplePlan, measure_interleaved, paired
 
 PLAN = SamplePlan(sample_ms=8.0, samples=3, warmup_ms=12.0)
@@ -39,15 +40,14 @@ def time_networks(
     seed: int = 0,
     min_rounds: int = 15,
     on_round: Callable[[int], None] | None = None,
-    fast_memory_ms: float | None = None,
+    fast: Speed | None = None,
     on_notice: Callable[[str], None] | None = None,
     is_enough: Callable[[Mapping[str, Measurement]], bool] | None = None,
 ) -> dict[str, Measurement]:
     """Interleaved measurements of whole networks, every round in a process of its own.
 
     Args:
-        fast_memory_ms: the memory reference's time in the machine's fast state, where a table knows
-            it (``LatencyTable.fast_memory_ms``).
+        fast: the machine's fast state, where a table knows it (``LatencyTable.fast_speed``).
         on_notice: told when other programs do not leave the processors alone.
         min_rounds: before any of the reasons to stop but ``time_limit_s`` counts.
         is_enough: says of the measurements so far that no more rounds are needed, in place of
@@ -63,8 +63,7 @@ def time_networks(
         seed=seed,
         before_round=backend.renew,
         on_round=on_round,
-        memory=References(backend).memory,
-        fast_memory_ms=fast_memory_ms,
+        fast=fast,
         wait=Patience(threads_of(backend), on_notice=on_notice).wait,
         is_enough=is_enough,
     )
@@ -135,7 +134,7 @@ def timed_to_target(
     min_rounds: int,
     needs_verdict: bool = False,
     on_round: Callable[[int], None] | None = None,
-    fast_memory_ms: float | None = None,
+    fast: Speed | None = None,
     on_notice: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, Measurement], Timed]:
     """``"pruned"`` and what else there is in turn, until its ratio to the target is known.
@@ -143,7 +142,7 @@ def timed_to_target(
     Args:
         half_width_pct, needs_verdict: when it is; see ``Target.is_enough``.
         time_limit_s: the most that it takes.
-        fast_memory_ms, on_notice: see ``time_networks``.
+        fast, on_notice: see ``time_networks``.
     """
     started = time.perf_counter()
     found = time_networks(
@@ -152,7 +151,7 @@ def timed_to_target(
         time_limit_s=time_limit_s,
         min_rounds=min_rounds,
         on_round=on_round,
-        fast_memory_ms=fast_memory_ms,
+        fast=fast,
         on_notice=on_notice,
         is_enough=target.is_enough(half_width_pct, needs_verdict=needs_verdict),
     )
@@ -167,7 +166,7 @@ def loop_measure(
     target_ratio: float | None,
     time_limit_s: float = 20.0,
     on_measured: Callable[[np.ndarray, dict[str, Measurement]], None] | None = None,
-    fast_memory_ms: float | None = None,
+    fast: Speed | None = None,
     on_notice: Callable[[str], None] | None = None,
 ) -> Measure:
     """The closed loop's measurement: the dense network and the candidate, in turn.
@@ -175,7 +174,7 @@ def loop_measure(
     Args:
         target_ms, target_ratio: one of them; a ratio is of the dense network measured beside.
         time_limit_s: the most that it takes; it stops when the ratio's interval is narrow.
-        fast_memory_ms, on_notice: see ``time_networks``.
+        fast, on_notice: see ``time_networks``.
     """
     dense = graph.resized(graph.dense_widths)
     target = Target(target_ms, target_ratio)
@@ -189,7 +188,7 @@ def loop_measure(
             half_width_pct=LOOP_HALF_WIDTH_PCT,
             time_limit_s=time_limit_s,
             min_rounds=LOOP_LEAST_ROUNDS,
-            fast_memory_ms=fast_memory_ms,
+            fast=fast,
             on_notice=on_notice,
         )
         if on_measured:

@@ -206,7 +206,7 @@ class Run:
             self.dense.graph, self.backend,
             target_ms=config.target_ms, target_ratio=config.target_ratio,
             time_limit_s=0.5 * config.measure_seconds,
-            fast_memory_ms=self.table.fast_memory_ms, on_notice=self.progress.say,
+            fast=self.table.fast_speed, on_notice=self.progress.say,
         )  # fmt: skip
 
         def measure(widths: np.ndarray) -> Timed:
@@ -450,7 +450,7 @@ class Run:
                 self.backend,
                 models,
                 time_limit_s=limit_s,
-                fast_memory_ms=self.table.fast_memory_ms,
+                fast=self.table.fast_speed,
                 on_notice=self.progress.say,
             )
             timed = None
@@ -463,7 +463,7 @@ class Run:
                 time_limit_s=limit_s,
                 min_rounds=LAST_LEAST_ROUNDS,
                 needs_verdict=True,
-                fast_memory_ms=self.table.fast_memory_ms,
+                fast=self.table.fast_speed,
                 on_notice=self.progress.say,
             )
         dense_path.unlink()

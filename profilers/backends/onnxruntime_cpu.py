@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnxruntime as ort
 
-from profilers.host import HostWatch, available_cpus, cpu_identity
+from profilers.cpu_threads import CpuThreads
+from profilers.host import HostWatch, cpu_identity
 from profilers.timing import Runner
 from profilers.workers.model_inputs import input_shape
 
@@ -36,14 +37,18 @@ class OnnxRuntimeCpu:
     Args:
         batch_size: samples per run.
         threads: intra-operator threads; None takes the cores that this process may use.
+        owns_process: whether the process is there for measuring alone (``CpuThreads``).
     """
 
     name = "onnxruntime"
     layers_pay_call = True
 
-    def __init__(self, batch_size: int = 1, threads: int | None = None) -> None:
+    def __init__(
+        self, batch_size: int = 1, threads: int | None = None, owns_process: bool = False
+    ) -> None:
         self.batch_size = batch_size
-        self.threads = threads or available_cpus()
+        self.cpu_threads = CpuThreads(threads, kept=owns_process)
+        self.threads = self.cpu_threads.count
         self._layers: OrderedDict[bytes, bytes] = OrderedDict()
 
     def notes(self) -> tuple[str, ...]:
@@ -75,7 +80,7 @@ class OnnxRuntimeCpu:
     @contextmanager
     def open(self, model: bytes | Path) -> Iterator[Runner]:
         """A session on the whole model, with random inputs."""
-        with self._runner(model, self._options()) as runner:
+        with self._runner(model, self.cpu_threads.options()) as runner:
             yield runner
 
     @contextmanager
@@ -91,29 +96,19 @@ class OnnxRuntimeCpu:
             with self.open(model) as runner:  # nothing that a linear layer hands on is blocked
                 yield runner
             return
-        options = self._options()
+        options = self.cpu_threads.options()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         with self._runner(self._as_inside(key, model), options) as runner:
             yield runner
 
     def outputs(self, model: bytes | Path, inputs: np.ndarray) -> np.ndarray:
         """First output of the model on ``inputs`` (N, C, H, W)."""
-        session = self._session(model, self._options())
+        session = self.cpu_threads.session(model, self.cpu_threads.options())
         return np.asarray(session.run(None, {session.get_inputs()[0].name: inputs})[0])
-
-    def _options(self) -> ort.SessionOptions:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3
-        return options
-
-    def _session(self, model: bytes | Path, options: ort.SessionOptions) -> ort.InferenceSession:
-        source = str(model) if isinstance(model, Path) else model
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     @contextmanager
     def _runner(self, model: bytes | Path, options: ort.SessionOptions) -> Iterator[Runner]:
-        session = self._session(model, options)
+        session = self.cpu_threads.session(model, options)
         rng = np.random.default_rng(0)
         feeds = {
             i.name: np.resize(
@@ -140,9 +135,9 @@ class OnnxRuntimeCpu:
         import onnx  # here: a worker that times whole networks starts faster without it
 
         with tempfile.TemporaryDirectory() as folder:
-            options = self._options()
+            options = self.cpu_threads.options()
             options.optimized_model_filepath = os.path.join(folder, "optimized.onnx")
-            self._session(model, options)
+            self.cpu_threads.session(model, options)
             return onnx.load(options.optimized_model_filepath)
 
 

@@ -144,7 +144,7 @@ RUNTIMES = Backends(
             "profilers.backends.onnxruntime_cpu",
             "OnnxRuntimeCpu",
             ("cpu",),
-            takes=("batch_size", "threads"),
+            takes=("batch_size", "threads", "owns_process"),
             rank=0,
         ),
         _tensorrt("tensorrt", 0),

@@ -11,8 +11,6 @@ from profilers.layers.spec import LayerSpec
 OPSET = 18
 IR_VERSION = 9
 NOISE = 2**20
-STREAM_BYTES = 8 * 2**20
-"""Read and written by the memory reference: more than a core's own caches hold."""
 CHECKED_BYTES = 2**26
 """Of weights, up to which a layer's model is checked; larger ones differ in nothing but size."""
 
@@ -77,11 +75,6 @@ def layer_model(spec: LayerSpec, cin: int, cout: int, seed: int = 0) -> bytes:
 def tiny_model() -> bytes:
     """Serialized model of an activation of 16 numbers: the cost of a call and nothing else."""
     return _activation((1, 16))
-
-
-def stream_model() -> bytes:
-    """Serialized model of an activation that reads and writes ``STREAM_BYTES``: bound by memory."""
-    return _activation((1, 16, STREAM_BYTES // 4 // 2 // 16))
 
 
 def _activation(shape: tuple[int, ...]) -> bytes:

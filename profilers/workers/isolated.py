@@ -17,6 +17,7 @@ from profilers.backends.packing import pack_models
 from profilers.backends.registry import RUNTIMES, device_kind
 from profilers.cards.nvml import Card, NvmlAbsent, Watch, energy_per_run_mj, measuring_pids
 from profilers.errors import BackendUnavailable
+from profilers.speed import Speed
 from profilers.timing import Round, Runner, SamplePlan
 from profilers.workers.model_files import ModelFiles
 from profilers.workers.process import Worker
@@ -41,7 +42,12 @@ class RemoteRunner(Runner):
 
     def take_round(self, plan: SamplePlan) -> Round:
         """A whole round in the worker, so that nothing else wakes up during it."""
-        return Round(**self._worker.ask({"round": dataclasses.asdict(plan)}))
+        return _round(self._worker.ask({"round": dataclasses.asdict(plan)}))
+
+    def speed(self) -> Speed | None:
+        """By the worker's reference kernels; None on a card."""
+        answer = self._worker.ask({"speed": True})["speed"]
+        return None if answer is None else Speed(**answer)
 
 
 class WatchedRunner(RemoteRunner):
@@ -54,6 +60,11 @@ class WatchedRunner(RemoteRunner):
     def take_round(self, plan: SamplePlan) -> Round:
         """A round at full speed, or the last of ``TRIES``."""
         return at_full_speed(self._watch, lambda: super(WatchedRunner, self).take_round(plan))
+
+
+def _round(answer: dict[str, Any]) -> Round:
+    speed = answer.pop("speed")
+    return Round(**answer, speed=None if speed is None else Speed(**speed))
 
 
 Taken = TypeVar("Taken")
@@ -87,15 +98,15 @@ class IsolatedOnnxRuntimeCpu(OnnxRuntimeCpu):
     def __init__(self, batch_size: int = 1, threads: int | None = None) -> None:
         super().__init__(batch_size, threads)
         self._worker = Worker(
-            {"device": "cpu", "batch_size": self.batch_size, "threads": self.threads}
+            {"device": "cpu", "batch_size": self.batch_size, "threads": self.threads}, copies=True
         )
         scratch = Scratch()
         self._folder = scratch.path
         weakref.finalize(self, _clean_up, self._worker, scratch)
 
     def renew(self) -> None:
-        """End the worker; the next model gets a new process."""
-        self._worker.stop()
+        """The next model gets a new process."""
+        self._worker.renew()
 
     def observations(self) -> tuple[str, ...]:
         """Whether the worker had to be replaced."""
@@ -218,7 +229,7 @@ class Isolated:
             self._unpacked = f"layers are timed one by one, not in packs: {refusal}"
             return None
         self._packed_rounds += len(answer["rounds"])
-        return [Round(**taken) for taken in answer["rounds"]]
+        return [_round(taken) for taken in answer["rounds"]]
 
     def provenance(self) -> dict[str, str | int]:
         """What a measurement here depends on."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from profilers.errors import BackendUnavailable
+from profilers.workers.fresh import can_copy
 
 ENDS_WITHIN_S = 30.0
 """After that a worker that has nothing left to answer is killed: a runtime may hang at its end."""
@@ -51,12 +52,18 @@ class Worker:
     A process that dies, or does not answer in time (``GRACE_S`` + ``PATIENCE`` times what was
     expected), is replaced by a new one, which gets the open model and the question again, once.
 
+    Args:
+        arguments: the backend's (``open_backend``).
+        copies: whether fresh processes are copies of one that has imported the runtime, where the
+            system can do that. It must be one that starts no threads when it is imported.
+
     Attributes:
         replaced: how often that was.
     """
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
+    def __init__(self, arguments: dict[str, Any], copies: bool = False) -> None:
         self._arguments = arguments
+        self._copies = copies and can_copy()
         self._process: subprocess.Popen[str] | None = None
         self._opened: dict[str, Any] | None = None
         self._longest_s: dict[str, float] = {}
@@ -106,6 +113,14 @@ class Worker:
                 self._process.kill()
                 self._process.wait()
             self._process = None
+
+    def renew(self) -> None:
+        """See that the next question goes to a process that has answered none."""
+        if self._copies and self._process is not None:
+            self._opened = None
+            self.ask({"renew": True})
+        else:
+            self.stop()
 
     def observations(self) -> tuple[str, ...]:
         """What went wrong with its processes so far; a sentence, or nothing."""
@@ -209,7 +224,8 @@ class Worker:
             text=True,
         )
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(self._arguments) + "\n")
+        first = self._arguments | ({"copies": True} if self._copies else {})
+        self._process.stdin.write(json.dumps(first) + "\n")
 
 
 def _kind(request: dict[str, Any], opened: dict[str, Any] | None) -> str:

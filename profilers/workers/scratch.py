@@ -15,6 +15,9 @@ PREFIX = "dsa_hw_"
 LOCK = ".lock"
 YOUNG_S = 60.0
 """A folder younger than this may not be locked by its owner yet."""
+MEMORY_FOLDER = Path("/dev/shm")
+ROOM = 2**31
+"""Bytes that must be free there: a model on its way is some 100 MB, and a few are kept."""
 
 
 class Scratch:
@@ -24,8 +27,9 @@ class Scratch:
     """
 
     def __init__(self) -> None:
-        remove_abandoned(Path(tempfile.gettempdir()))
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        folder = scratch_folder()
+        remove_abandoned(folder)
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
         self._lock = FileLock(self.path / LOCK)
         self._lock.acquire(timeout=0)
 
@@ -33,6 +37,18 @@ class Scratch:
         """Remove the folder and what is in it."""
         self._lock.release()
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def scratch_folder() -> Path:
+    """Where models on their way to a worker lie: in memory where there is room, else on a disk.
+
+    A disk that is written to takes a processor now and then, in the middle of a round.
+    """
+    with contextlib.suppress(OSError):
+        if "TMPDIR" not in os.environ and shutil.disk_usage(MEMORY_FOLDER).free >= ROOM:
+            if os.access(MEMORY_FOLDER, os.W_OK | os.X_OK):
+                return MEMORY_FOLDER
+    return Path(tempfile.gettempdir())
 
 
 def remove_abandoned(parent: Path) -> list[Path]:

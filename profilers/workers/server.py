@@ -5,23 +5,34 @@ run (1.5 to 1.7 times the latency was seen), so measuring happens in one of its 
 
 Protocol: one JSON object a line on standard input and output. The first line in is the backend's
 arguments; then ``{"describe": true}``, ``{"open": path, "layer": bool}``, ``{"round": plan}``,
-``{"loops": n}``, ``{"close": true}``, ``{"outputs": path, "inputs": path, "to": path}``,
-``{"layer_times": path}`` and ``{"pack": path}`` in any sensible order, each answered by one line.
+``{"speed": true}``, ``{"loops": n}``, ``{"close": true}``, ``{"layer_times": path}``,
+``{"outputs": path, "inputs": path, "to": path}``, ``{"pack": path}`` and ``{"renew": true}`` in any
+sensible order, each answered by one line. Where the first line has ``"copies": true``, what answers
+is a copy of this process (see ``fresh``), and ``renew`` makes it a fresh one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from profilers.timing import Runner, SamplePlan
+from profilers.timing import Round, Runner, SamplePlan
+from profilers.workers.fresh import run_copies
+
+if TYPE_CHECKING:
+    from profilers.backends.registry import BackendInfo
+    from profilers.speed import Speed
+    from profilers.workers.speedometer import Speedometer
 
 
 def in_process(
@@ -32,6 +43,7 @@ def in_process(
     threads: int | None = None,
     include_copies: bool = False,
     entry: dict[str, Any] | None = None,
+    owns_process: bool = False,
 ) -> Any:
     """The backend itself, without a process around it; imports its runtime and nothing else.
 
@@ -42,10 +54,7 @@ def in_process(
     Raises:
         BackendUnavailable: there is none of this name, or it does not work here.
     """
-    from profilers.backends.registry import RUNTIMES, BackendInfo, device_kind
-
-    info = BackendInfo(**entry) if entry else RUNTIMES.find(backend, device_kind(device))
-    return info.made(
+    return _info(device, backend, entry).made(
         {
             "device": device,
             "backend": backend,
@@ -53,8 +62,29 @@ def in_process(
             "batch_size": batch_size,
             "threads": threads,
             "include_copies": include_copies,
+            "owns_process": owns_process,
         }
     )
+
+
+def load_runtime(
+    device: str = "cpu",
+    backend: str = "onnxruntime",
+    entry: dict[str, Any] | None = None,
+    **_: Any,
+) -> None:
+    """Import what measuring needs; what cannot be imported is told when it is used."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module(_info(device, backend, entry).module)
+        from profilers.workers.speedometer import computing_model
+
+        computing_model()
+
+
+def _info(device: str, backend: str, entry: dict[str, Any] | None) -> BackendInfo:
+    from profilers.backends.registry import RUNTIMES, BackendInfo, device_kind
+
+    return BackendInfo(**entry) if entry else RUNTIMES.find(backend, device_kind(device))
 
 
 class Server:
@@ -65,6 +95,7 @@ class Server:
         self._backend: Any = None
         self._opened = ExitStack()
         self._runner: Runner | None = None
+        self._speedometer: Speedometer | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """The answer to one request; whatever fails becomes its text.
@@ -84,7 +115,7 @@ class Server:
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._backend is None:
-            self._backend = in_process(**self._arguments)
+            self._backend = in_process(**self._arguments, owns_process=True)
         backend = self._backend
         if "open" in request:
             model = Path(request["open"])
@@ -96,8 +127,10 @@ class Server:
             self._runner = None
             self._opened.close()
         elif "round" in request:
-            assert self._runner is not None
-            return dataclasses.asdict(self._runner.take_round(SamplePlan(**request["round"])))
+            return dataclasses.asdict(self._round(SamplePlan(**request["round"])))
+        elif "speed" in request:
+            speed = self._speed()
+            return {"speed": None if speed is None else dataclasses.asdict(speed)}
         elif "loops" in request:
             assert self._runner is not None
             return {"elapsed_ms": self._runner.elapsed_ms(request["loops"])}
@@ -113,6 +146,29 @@ class Server:
         elif "pack" in request:
             return self._pack_rounds(Path(request["pack"]))
         return {}
+
+    def _round(self, plan: SamplePlan) -> Round:
+        """A round, and how fast the machine was: the slower of before and after it."""
+        assert self._runner is not None
+        before = self._speed()
+        taken = self._runner.take_round(plan)
+        after = self._speed(again=True)
+        if before is None or after is None:
+            return taken
+        return dataclasses.replace(taken, speed=before.slowest(after))
+
+    def _speed(self, again: bool = False) -> Speed | None:
+        """None on a card, which is watched in other ways, and where the kernels cannot be run."""
+        needed = ("onnx", "onnxruntime")
+        if self._arguments.get("device", "cpu") != "cpu" or not all(map(find_spec, needed)):
+            return None
+        if self._speedometer is None:
+            from profilers.cpu_threads import CpuThreads
+            from profilers.workers.speedometer import Speedometer
+
+            own = getattr(self._backend, "cpu_threads", None)
+            self._speedometer = Speedometer(own or CpuThreads(self._arguments.get("threads")))
+        return self._speedometer.read(again)
 
     def _describe(self) -> dict[str, Any]:
         device = self._arguments.get("device", "cpu")
@@ -159,12 +215,21 @@ def cuda_is_broken() -> bool:
     return False
 
 
-def serve(requests: Iterator[str], answers: TextIO) -> None:
-    """Answer requests until there are no more."""
-    server = Server(json.loads(next(requests)))
+def serve(requests: Iterator[str], answers: TextIO, arguments: dict[str, Any]) -> bool:
+    """Answer requests until there are no more, or one wants a fresh process; says whether it did.
+
+    Args:
+        arguments: the backend's.
+    """
+    server = Server(arguments)
     for line in requests:
-        answers.write(json.dumps(server.answer(json.loads(line))) + "\n")
+        request = json.loads(line)
+        answer = {} if "renew" in request else server.answer(request)
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
+        if "renew" in request:
+            return True
+    return False
 
 
 def main() -> None:
@@ -172,7 +237,18 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's business
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a runtime prints is not an answer
-    serve(iter(sys.stdin.readline, ""), channel)
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as unread:
+        arguments = json.loads(unread.readline())  # no more than that: the rest is a copy's
+
+    def work() -> bool:
+        with open(sys.stdin.fileno(), encoding="utf-8", closefd=False) as requests:
+            return serve(iter(requests.readline, ""), channel, arguments)
+
+    if arguments.pop("copies", False):
+        load_runtime(**arguments)
+        run_copies(work)
+    else:
+        work()
 
 
 if __name__ == "__main__":

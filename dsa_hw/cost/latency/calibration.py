@@ -21,7 +21,7 @@ from scipy.optimize import nnls
 from dsa_hw.cost.latency.coefficients import Coefficients, sized_kind
 from dsa_hw.cost.latency.model import Features, LatencyModel
 from profilers.table import LatencyTable, NetworkKey
-from profilers.timing import Measurement
+from profilers.timing import Measurement, standard_error_pct
 
 REWEIGHTINGS = 4
 FINER = 1.1
@@ -40,18 +40,25 @@ sixteenth is left: what networks far away say is in the fit that the ridge pulls
 LEAST_WEIGHT = 1e-6
 """Of the farthest networks. Beside the ridge it is nothing; without it, parts of the networks that
 have none near the allocation would have no weight to be fitted with at all."""
+MEAN_OF_NORMAL = 0.8
+"""Mean absolute value of a normal variable, in its standard deviations."""
 LEAST_NEAR = 4
 """Networks nearest to an allocation that its held-out error is of, at the least."""
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationPoint:
-    """One timed network; its prediction comes from a fit that did not see it."""
+    """One timed network; its prediction comes from a fit that did not see it.
+
+    Args:
+        noise_pct: standard error of ``measured_ms``, from how its rounds differ, in per cent.
+    """
 
     widths: tuple[int, ...]
     predicted_ms: float
     measured_ms: float
     ci95_ms: tuple[float, float]
+    noise_pct: float = 0.0
 
     @property
     def error_pct(self) -> float:
@@ -78,6 +85,16 @@ class Calibration:
     def heldout_mape_pct(self) -> float:
         """Mean absolute relative error of held-out predictions."""
         return float(np.mean([abs(p.error_pct) for p in self.points]))
+
+    @property
+    def noise_mape_pct(self) -> float:
+        """What the mean error would be of a model without any: the measurements' own."""
+        return float(np.mean([MEAN_OF_NORMAL * p.noise_pct for p in self.points]))
+
+    @property
+    def excess_mape_pct(self) -> float:
+        """The mean error beyond that of the measurements."""
+        return max(0.0, self.heldout_mape_pct**2 - self.noise_mape_pct**2) ** 0.5
 
     @property
     def heldout_max_pct(self) -> float:
@@ -295,6 +312,6 @@ def _points(
     networks: Sequence[NetworkKey], predicted: np.ndarray, measured: Sequence[Measurement]
 ) -> tuple[CalibrationPoint, ...]:
     return tuple(
-        CalibrationPoint(key.widths, float(guess), m.median_ms, m.ci95_ms)
+        CalibrationPoint(key.widths, float(guess), m.median_ms, m.ci95_ms, standard_error_pct(m))
         for key, guess, m in zip(networks, predicted, measured, strict=True)
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,15 +26,14 @@ Progress = Callable[[str, int, int], None]
 
 
 LEAST_NETWORKS = 4
-NETWORK_SHARE = 2
-"""Rounds of a whole network for one of a layer. They are spread among those of the layers: what
-isolated layers miss must not be mixed up with how fast the machine was at another time. More
-networks say more than more rounds of fewer."""
-UNCERTAIN_ROUNDS = 3
-"""Rounds, over those of any other, of a layer whose interval matters for the network, and of a
-network whose interval is wider than what is good."""
+LAYER_ROUNDS = 2
+"""Of every layer, at the least. A layer's error in the network's latency is in proportion to its
+time, so those that count get the rounds that were asked for."""
+COUNTS = 0.01
+"""Part of the dense network's latency, over all layers of a kind, from which a layer counts."""
 GOOD_PCT = 1.5
-"""Held-out error at which the knots are dense enough, and networks' intervals narrow enough."""
+"""Held-out error at which the knots are dense enough, beyond what the networks' own rounds differ
+by."""
 REFINEMENTS = 2
 MATTERS = 0.1
 """Of the largest change of the latency by one step of a group: where a group's step changes less,
@@ -78,13 +76,13 @@ def profile_network(
 ) -> ProfiledNetwork:
     """Measure steps, layers and whole networks where the table lacks them, and calibrate.
 
-    While the held-out error is not good, layers whose intervals matter and networks with wide ones
-    get more rounds, once, and more knots are put where surfaces bend, in at most ``REFINEMENTS``
-    turns.
+    Rounds of whole networks are spread among those of layers: what isolated layers miss must not be
+    mixed up with how fast the machine was at another time. While the held-out error is not good,
+    more knots are put where surfaces bend, in at most ``REFINEMENTS`` turns.
 
     Args:
         networks: whole networks of random widths for calibration, the dense one included.
-        rounds: of each layer; sweeps for steps and networks get twice as many.
+        rounds: of each network, and of each layer that counts; sweeps for steps get twice as many.
         stop: once it says so no more rounds are taken. One round of everything, and of
             ``LEAST_NETWORKS`` whole networks, gives a latency model already.
         on_notice: told when other programs do not leave the processors alone.
@@ -116,22 +114,19 @@ def profile_network(
     choices = width_choices(graph, steps)
     layers = table_requests(graph, choices, steps)
     keys = calibration_networks(graph, choices, networks, seed)
-    whole = [Request(k, lambda w=k.widths: graph.resized(w), NETWORK_SHARE) for k in keys]
-    parts.append(measure("layers and networks", layers + whole, rounds))
+    few = min(LAYER_ROUNDS, rounds)
+    whole = [Request(k, lambda w=k.widths: graph.resized(w), rounds // few) for k in keys]
+    parts.append(measure("layers and networks", layers + whole, few))
     need("layers", layers, len(layers))
     need("networks", whole, LEAST_NETWORKS)
     latency = latency_model(graph, table)
-    if latency.calibration.heldout_mape_pct > GOOD_PCT:
-        uncertain = Refinement(latency.model).uncertain() + [
-            r
-            for r in whole
-            if r.key in table and table.measurement(r.key).half_width_pct > GOOD_PCT
-        ]
-        more = measure("uncertain layers and networks", uncertain, UNCERTAIN_ROUNDS * rounds)
-        parts.append(dataclasses.replace(more, measured=0, reused=0))  # they were counted before
+    counting = Refinement(latency.model).counting(COUNTS) + [replace(w, share=1) for w in whole]
+    more = measure("layers that count", counting, rounds)
+    if more.measured:
+        parts.append(replace(more, measured=0, reused=0))  # they were counted before
         latency = latency_model(graph, table)
     for _ in range(REFINEMENTS):
-        if latency.calibration.heldout_mape_pct <= GOOD_PCT:
+        if latency.calibration.excess_mape_pct <= GOOD_PCT:
             break
         probes = Refinement(latency.model).probes()
         parts.append(measure("bends", probes, rounds))
@@ -249,7 +244,7 @@ def refit(latency: CalibratedModel, table: LatencyTable, around: Sequence[int]) 
     prior = known.prior or known.coefficients
     calibration = recalibrate(model, table, networks, around, prior)
     calibrated = model.with_coefficients(calibration.coefficients)
-    return dataclasses.replace(latency, model=calibrated, calibration=calibration)
+    return replace(latency, model=calibrated, calibration=calibration)
 
 
 def calibration_networks(

@@ -2,8 +2,7 @@
 
 The middle of a gap is measured on the far edge of the grid, where times are largest. If it lies
 off the straight line between its neighbours by more than the measurements' own intervals, and by
-more than a part of the whole network's latency, the gap is halved by a whole row of knots. Layers
-whose intervals are as wide as that part get more rounds.
+more than a part of the whole network's latency, the gap is halved by a whole row of knots.
 """
 
 from __future__ import annotations
@@ -41,15 +40,16 @@ class Refinement:
         dense = torch.as_tensor(model.choices.dense, dtype=torch.float32)
         self._least_ms = BEND_SHARE * float(plain.layer_ms(dense).sum())
 
-    def uncertain(self) -> list[Request]:
-        """Layers of the first grid whose intervals are wide enough to matter for the network."""
+    def counting(self, part: float) -> list[Request]:
+        """Layers of the first grid whose times are at least ``part`` of the dense network's."""
         model = self._model
         first = first_grids(model.graph, model.choices, model.steps)
-        keys = [LayerKey(spec, *pair) for spec, grid in first.items() for pair in grid.pairs()]
+        least_ms = part / BEND_SHARE * self._least_ms
         return [
-            Request.layer(key.spec, key.cin, key.cout)
-            for key in keys
-            if self._matters(key.spec, half_width_ms(self._table.measurement(key)))
+            Request.layer(spec, *pair)
+            for spec, grid in first.items()
+            for pair in grid.pairs()
+            if self._table.layer_ms(LayerKey(spec, *pair)) * self._uses[spec] >= least_ms
         ]
 
     def probes(self) -> list[Request]:
