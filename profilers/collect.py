@@ -16,9 +16,9 @@ from profilers.errors import ProvenanceMismatch
 from profilers.host import Patience
 from profilers.layers.models import layer_model, tiny_model
 from profilers.layers.spec import LayerSpec
-from profilers.speed import FastWait
+from profilers.speed import FastWait, SpeedsSeen
 from profilers.table import CallKey, Key, LatencyTable, LayerKey
-from profilers.timing import Round, SamplePlan
+from profilers.timing import Round, SamplePlan, rounds_in_turn
 from profilers.workers.parallel import members_of
 
 LAYER_PLAN = SamplePlan(sample_ms=2.0, samples=3, warmup_ms=5.0)
@@ -248,7 +248,8 @@ class _Station:
         self._reference = Reference(backend)
         self._readings: deque[float] = deque(maxlen=REFERENCE_READINGS)
         self._read_at = float("-inf")
-        self._ready = FastWait(lambda: table.fast_speed, on_notice=on_notice)
+        self._seen = SpeedsSeen(table.fast_speed)
+        self._ready = FastWait(lambda: self._seen.fast, on_notice=on_notice)
 
     def measure(
         self, pack: Sequence[Request], wanted: Container[Key]
@@ -269,19 +270,18 @@ class _Station:
                 return
         for request in pack:
             if request.key in wanted:
-                taken = self._alone(request)
-                self._look(taken)
-                yield request, taken, self._reference_ms
+                for taken in self._alone(request):
+                    self._look(taken)
+                    yield request, taken, self._reference_ms
 
-    def _alone(self, request: Request) -> Round:
+    def _alone(self, request: Request) -> list[Round]:
         model = self._models.of(request)
         if isinstance(request.key, LayerKey | CallKey):
             opened, plan = self._backend.open_layer(model), LAYER_PLAN
         else:
             opened, plan = self._backend.open(model), NETWORK_PLAN
         with opened as runner:
-            self._ready.wait(runner)
-            return runner.take_round(plan)
+            return rounds_in_turn(runner, plan, self._ready, self._seen)
 
     @property
     def _reference_ms(self) -> float:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import re
 import time
@@ -21,13 +20,28 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import filelock
 
 from profilers.errors import ProvenanceMismatch, TableError
-from profilers.layers.spec import LayerSpec
 from profilers.speed import Speed, SpeedsSeen
+from profilers.table_lines import (
+    FORMAT,
+    VERSION,
+    CallKey,
+    Key,
+    LayerKey,
+    NetworkKey,
+    TableRound,
+    checksum_of,
+    header_of,
+    loaded,
+    parsed,
+    reason_of,
+    sealed,
+    short,
+)
 from profilers.timing import (
     LEAST_ROUNDS,
     Measurement,
@@ -38,8 +52,6 @@ from profilers.timing import (
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = "dsa_hw.latency_table"
-VERSION = 2
 LOCK_S = 60.0
 """Seconds to wait for another process that writes a line: each takes a few milliseconds."""
 SYNC_EVERY_S = 5.0
@@ -47,69 +59,11 @@ SYNC_EVERY_S = 5.0
 and for each line by itself that would be a tenth of the measuring time."""
 TAIL = 64
 """Bytes at the end of what was read, by which a file is known again before it is appended to."""
-MOST = 2**53
-"""Largest number in a table: whole numbers up to it are exact in every reader of JSON."""
-READINGS = ("compute_ms", "memory_ms")
 IDENTITY = (
     "device", "cpu_features", "driver", "runtime", "runtime_version", "provider", "precision",
     "batch_size", "threads",
 )  # fmt: skip
 """Provenance fields that must agree before a measurement means anything elsewhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerKey:
-    """A layer at given channels."""
-
-    spec: LayerSpec
-    cin: int
-    cout: int
-
-    def fields(self) -> dict[str, object]:
-        """Its part of a table line."""
-        return {"layer": str(self.spec), "cin": self.cin, "cout": self.cout}
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkKey:
-    """A whole network at given widths of its coupled groups.
-
-    ``network`` is a digest of the dense network's deployed graph: weights do not enter.
-    """
-
-    network: str
-    widths: tuple[int, ...]
-
-    def fields(self) -> dict[str, object]:
-        """Its part of a table line."""
-        return {"network": self.network, "widths": list(self.widths)}
-
-
-@dataclass(frozen=True, slots=True)
-class CallKey:
-    """A call of the runtime by itself: a model of one tiny activation.
-
-    Every isolated layer pays it, and a network pays it once.
-    """
-
-    def fields(self) -> dict[str, object]:
-        """Its part of a table line."""
-        return {"call": "tiny activation"}
-
-
-Key = LayerKey | NetworkKey | CallKey
-
-
-@dataclass(frozen=True, slots=True)
-class TableRound:
-    """A round as the table keeps it.
-
-    Args:
-        reference_ms: the time of the kernel bound by computing, of late, in the fast state.
-    """
-
-    taken: Round
-    reference_ms: float
 
 
 @dataclass
@@ -151,7 +105,7 @@ class LatencyTable:
         lines = complete.splitlines(keepends=True)
         if not lines:
             raise TableError(f"{path}, line 1: the header is missing; delete the file")
-        table = cls(_header(path, lines[0]), path)
+        table = cls(header_of(path, lines[0]), path)
         table._begin(lines[0])
         for number, line in enumerate(lines[1:], start=2):
             table._read(number, line)
@@ -179,7 +133,7 @@ class LatencyTable:
         table = cls(dict(provenance), path)
         header = {"format": FORMAT, "version": VERSION, "provenance": table.provenance}
         line = (json.dumps(header) + "\n").encode()
-        _header(path, line)  # what is written can be read
+        header_of(path, line)  # what is written can be read
         with _told(path, "written"):
             path.parent.mkdir(parents=True, exist_ok=True)
             with table._locked():
@@ -222,21 +176,21 @@ class LatencyTable:
                 was written then.
         """
         row = key.fields() | {
-            "median_ms": _short(taken.median_ms),
-            "p10_ms": _short(taken.p10_ms),
-            "p90_ms": _short(taken.p90_ms),
+            "median_ms": short(taken.median_ms),
+            "p10_ms": short(taken.p10_ms),
+            "p90_ms": short(taken.p90_ms),
             "samples": taken.samples,
             "loops": taken.loops,
             "lost": None if taken.lost is None else round(taken.lost, 4),
-            "reference_ms": _short(reference_ms),
-            "compute_ms": None if taken.speed is None else _short(taken.speed.compute_ms),
-            "memory_ms": None if taken.speed is None else _short(taken.speed.memory_ms),
+            "reference_ms": short(reference_ms),
+            "compute_ms": None if taken.speed is None else short(taken.speed.compute_ms),
+            "memory_ms": None if taken.speed is None else short(taken.speed.memory_ms),
         }
         if self.path is not None:
-            _parse(row)  # what is written can be read
+            parsed(row)  # what is written can be read
             with _told(self.path, "written"), self._locked(), open(self.path, "r+b") as file:
                 self._catch_up(file)
-                line, checksum = _seal(row, self._checksum)
+                line, checksum = sealed(row, self._checksum)
                 self._write(file, line)
                 self._checksum = checksum
         self._add(key, TableRound(taken, reference_ms))
@@ -320,16 +274,16 @@ class LatencyTable:
 
     def _read(self, number: int, line: bytes) -> None:
         try:
-            row = _loaded(line)
+            row = loaded(line)
             checksum = row.pop("crc")
-            if checksum != _crc(row, self._checksum):
+            if checksum != checksum_of(row, self._checksum):
                 raise TableError(
                     "does not follow the line before it (edited, moved, repeated or removed lines)"
                 )
-            key, taken = _parse(row)
+            key, taken = parsed(row)
         except (TableError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise TableError(
-                f"{self.path}, line {number}: not a measurement ({_reason(error)}); put back a "
+                f"{self.path}, line {number}: not a measurement ({reason_of(error)}); put back a "
                 "copy, or delete the file and profile again"
             ) from None
         self._checksum = checksum
@@ -391,6 +345,7 @@ class LatencyTable:
             [self._drift(r) for r in used],
             disturbed=len(rounds) - len(counting),
             settled=settled,
+            taken=len(rounds),
         )
 
     def _drift(self, one: TableRound) -> float:
@@ -465,124 +420,3 @@ def _told(path: Path, done: str) -> Iterator[None]:
             f"the latency table {path} cannot be {done}: {error.strerror or error} ({name}); allow "
             "it or make room, or name another file (--table)"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, TableError):
-        return str(error)
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    if isinstance(error, KeyError):
-        return f"{error.args[0]!r} is missing"
-    return str(error)[:200]
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
-
-
-def _loaded(line: bytes) -> dict[str, Any]:
-    row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-    if not isinstance(row, dict):
-        raise TableError(f"a {type(row).__name__} in place of an object")
-    return row
-
-
-def _header(path: Path, line: bytes) -> dict[str, str | int | float]:
-    try:
-        header = _loaded(line)
-        if header["format"] != FORMAT:
-            raise TableError(f"its format is {header['format']!r}, not {FORMAT!r}")
-        if header["version"] != VERSION:
-            raise TableError(
-                f"version {header['version']!r}, and this program reads and writes version "
-                f"{VERSION}: measure it again (delete or rename the file, or name another --table)"
-            )
-        provenance = header["provenance"]
-        if not isinstance(provenance, dict):
-            raise TableError("'provenance' is not an object")
-        for name, value in provenance.items():
-            if not isinstance(value, str):
-                _number(name, value)
-        _positive(provenance, "reference_ms")
-        for name in {"batch_size", "threads"} & provenance.keys():
-            _whole(name, provenance[name], 0)
-        return provenance
-    except (TableError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = _reason(error)
-        raise TableError(f"{path}, line 1: not the header of a latency table ({reason})") from None
-
-
-def _parse(row: dict[str, Any]) -> tuple[Key, TableRound]:
-    taken = Round(
-        _positive(row, "median_ms"),
-        _positive(row, "p10_ms"),
-        _positive(row, "p90_ms"),
-        _whole("samples", row["samples"]),
-        _whole("loops", row["loops"]),
-        None if row["lost"] is None else _number("lost", row["lost"]),
-        None if row["compute_ms"] is None else Speed(*(_positive(row, n) for n in READINGS)),
-    )
-    if not taken.p10_ms <= taken.median_ms <= taken.p90_ms:
-        raise TableError("p10_ms, median_ms and p90_ms are not in this order")
-    if taken.lost is not None and taken.lost < 0:
-        raise TableError(f"lost is {taken.lost!r}; expected a part of the time, 0 or more")
-    if (row["compute_ms"] is None) != (row["memory_ms"] is None):
-        raise TableError("of compute_ms and memory_ms there is one; expected both or none")
-    return _key(row), TableRound(taken, _positive(row, "reference_ms"))
-
-
-def _key(row: dict[str, Any]) -> Key:
-    if "layer" in row:
-        if not isinstance(row["layer"], str):
-            raise TableError(f"layer is {row['layer']!r}; expected a description")
-        spec = LayerSpec.parse(row["layer"])
-        return LayerKey(spec, _whole("cin", row["cin"]), _whole("cout", row["cout"]))
-    if "call" in row:
-        if CallKey().fields() != {"call": row["call"]}:
-            raise TableError(f"call is {row['call']!r}; expected {CallKey().fields()['call']!r}")
-        return CallKey()
-    network, widths = row["network"], row["widths"]
-    if not isinstance(network, str) or not isinstance(widths, list):
-        raise TableError("a network is a digest and a list of widths")
-    return NetworkKey(network, tuple(_whole("widths", w, 0) for w in widths))
-
-
-def _number(name: str, value: object) -> float:
-    """``value``, if it is a finite number.
-
-    Raises:
-        TableError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TableError(f"{name} is {str(value)[:40]!r}; expected a number")
-    if not (abs(value) <= MOST and math.isfinite(value)):
-        raise TableError(f"{name} is out of range; expected a number of at most {MOST}")
-    return value
-
-
-def _positive(row: Mapping[str, object], name: str) -> float:
-    value = _number(name, row[name])
-    if value <= 0:
-        raise TableError(f"{name} is {value!r}; expected a positive number")
-    return value
-
-
-def _whole(name: str, value: object, least: int = 1) -> int:
-    number = _number(name, value)
-    if not isinstance(number, int) or number < least:
-        raise TableError(f"{name} is {number!r}; expected a whole number of at least {least}")
-    return number
-
-
-def _crc(row: dict[str, Any], previous: int) -> int:
-    return zlib.crc32(json.dumps(row).encode(), previous)
-
-
-def _seal(row: dict[str, Any], previous: int) -> tuple[bytes, int]:
-    checksum = _crc(row, previous)
-    return (json.dumps(row | {"crc": checksum}) + "\n").encode(), checksum
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")

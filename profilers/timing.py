@@ -40,6 +40,8 @@ FEW_ROUNDS_FACTOR = {2: 23.0, 3: 7.0} | {n: 3.05 * (1.0 + 3.6 / (n - 2)) for n i
 """Half of the interval in standard errors of the mean, by the number of rounds. Fitted to
 simulations of normal and log-normal rounds whose neighbours correlate by 0.3; for two and three
 rounds only for independent normal ones: Student's t at 1.25 times the mean's standard error."""
+TURNS = 3
+"""Rounds of a subject in a row, while the machine is not in its fast state."""
 WAITS = 4
 """Part of the time for measuring that one wait for the machine's fast state may take."""
 MEDIAN_OVER_MEAN = 1.25
@@ -156,6 +158,7 @@ class Measurement:
     Args:
         disturbed: rounds that were set aside, because others had the processor or the machine
             was slower than it can be.
+        taken: rounds in all; 0 where it is not known.
         settled: whether it rests on enough rounds that were not; True where nothing is known.
         lost: what others took of the processor, as a part of the time of all rounds, those that
             were set aside too; None where the system does not tell.
@@ -171,6 +174,7 @@ class Measurement:
     disturbed: int = 0
     settled: bool = True
     lost: float | None = None
+    taken: int = 0
 
     @property
     def half_width_pct(self) -> float:
@@ -183,7 +187,7 @@ class Measurement:
         """What is wrong with it, with the numbers and the next step; None when nothing is."""
         if not self.settled:
             return (
-                f"disturbed: in {self.disturbed} of {self.rounds} rounds other programs had the "
+                f"disturbed: in {self.disturbed} of {self.taken} rounds other programs had the "
                 "processor, or the machine was slower than it can be; stop other "
                 "programs, allow more time, or measure again later"
             )
@@ -202,13 +206,14 @@ def summarize(
     *,
     disturbed: int = 0,
     settled: bool = True,
+    taken: int | None = None,
 ) -> Measurement:
     """Combine rounds of one subject.
 
     Args:
         rounds: at least one.
         drifts: how much slower than nominal the machine was at each (1 = nominal).
-        disturbed, settled: see ``Measurement``.
+        disturbed, settled, taken: see ``Measurement``.
     """
     drifts = drifts or [1.0] * len(rounds)
     pairs = list(zip(rounds, drifts, strict=True))
@@ -224,6 +229,7 @@ def summarize(
         round_ms=tuple(values),
         disturbed=disturbed,
         settled=settled,
+        taken=len(rounds) if taken is None else taken,
     )
 
 
@@ -306,13 +312,12 @@ def measure_interleaved(
         shuffler.shuffle(order)
         if before_round:
             before_round()
-        taken = {}
+        taken, slower = {}, 0
         for name in order:
             with subjects[name]() as runner:
-                ready.wait(runner)
-                taken[name] = runner.take_round(plan)
-                seen.add(taken[name].speed)
-        passes.append(Pass(taken))
+                *others, taken[name] = rounds_in_turn(runner, plan, ready, seen)
+                slower += len(others)
+        passes.append(Pass(taken, slower))
         if on_round:
             on_round(number)
         if wait and passes[-1].disturbed:
@@ -330,11 +335,38 @@ def measure_interleaved(
     return _combined(list(subjects), passes, fast, min_rounds)
 
 
+def rounds_in_turn(
+    runner: Runner, plan: SamplePlan, ready: FastWait, seen: SpeedsSeen
+) -> list[Round]:
+    """Rounds of a subject that is open, up to the first in the machine's fast state.
+
+    At most ``TURNS``: opening a subject takes as long as a round.
+
+    Args:
+        ready: waits before each.
+        seen: what the rounds' readings are added to.
+    """
+    rounds: list[Round] = []
+    while len(rounds) < TURNS:
+        ready.wait(runner)
+        rounds.append(runner.take_round(plan))
+        seen.add(rounds[-1].speed)
+        speed = rounds[-1].speed
+        if speed is None or speed.is_fast(seen.fast):
+            break
+    return rounds
+
+
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """A round of each subject."""
+    """A round of each subject.
+
+    Args:
+        slower: rounds before these that were not of the machine's fast state.
+    """
 
     rounds: dict[str, Round]
+    slower: int = 0
 
     @property
     def disturbed(self) -> bool:
@@ -362,10 +394,14 @@ def _combined(
     settled = len(kept) >= min(min_rounds, SETTLED_ROUNDS, len(passes))
     used = kept if len(kept) > 1 else passes
     lost = [r.lost for p in passes for r in p.rounds.values() if r.lost is not None]
+    slower = sum(p.slower for p in passes)
     found = {}
     for name in names:
         measured = summarize(
-            [p.rounds[name] for p in used], disturbed=len(passes) - len(kept), settled=settled
+            [p.rounds[name] for p in used],
+            disturbed=len(passes) - len(kept) + slower,
+            settled=settled,
+            taken=len(passes) + slower,
         )
         found[name] = dataclasses.replace(measured, lost=statistics.fmean(lost) if lost else None)
     return found

@@ -2,17 +2,62 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.onnx._internal.exporter import _registration
 from whole_way import TINY
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+_PAINT = Figure.savefig
+_EMPTY = '<svg viewBox="0 0 1 1"></svg>'
+
+
+def pytest_configure() -> None:
+    """What every test would pay for again: once.
+
+    The exporter reads the sources of its 500 operators at each export, half of an export of a small
+    network. And laying out and painting figures takes four fifths of a report: most tests read its
+    words, and those that look at figures ask for ``painted``.
+    """
+    registry = _registration.ONNXRegistry
+    registry.from_torchlib = functools.cache(registry.from_torchlib)  # pyright: ignore
+    Figure.savefig = _unpainted  # pyright: ignore
+
+
+def _unpainted(self: Figure, fname: Any, **_: Any) -> None:
+    if isinstance(fname, io.StringIO):
+        fname.write(_EMPTY)
+    else:
+        _PAINT(self, fname)
+
+
+@contextmanager
+def painting() -> Iterator[None]:
+    """Figures are painted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", _PAINT)
+        yield
+
+
+@pytest.fixture(scope="module")
+def painted() -> Iterator[None]:
+    """Figures are painted, for all tests of a file."""
+    with painting():
+        yield
 
 
 class Residual(nn.Module):

@@ -26,7 +26,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module", params=["run", "table", "comparison"])
-def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, painted: None
+) -> Path:
     folder = tmp_path_factory.mktemp("page")
     if request.param == "run":
         return write_run_report(write_run(folder / "run", fake_result()))

@@ -395,7 +395,7 @@ def test_an_undecided_plan_ends_with_a_network() -> None:
 
     def measure(widths: np.ndarray) -> Timed:
         return dataclasses.replace(
-            device(1.05)(widths), settled=False, disturbed=7, rounds=9, lost=0.4
+            device(1.05)(widths), settled=False, disturbed=7, rounds=2, taken=9, lost=0.4
         )
 
     found = allocate(WIDE, closeness(WIDE, np.full(6, 100.0)), [budget], measure, measure)

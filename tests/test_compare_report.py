@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 
 import pytest
+from conftest import painting
 from test_html_report import DEVICE, fake_log, fake_result, read_page
 
 from dsa_hw import report
@@ -136,7 +137,8 @@ def write_sweep(folder: Path, result: dict) -> Path:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_sweep(tmp_path_factory.mktemp("compare") / "sweep", fake_comparison())
-    return write_comparison_report(folder)
+    with painting():
+        return write_comparison_report(folder)
 
 
 def test_page_loads_nothing_and_escapes(page: Path) -> None:
@@ -254,7 +256,9 @@ def test_one_budget_alone_is_drawn_as_that_one(left: list[str], tmp_path: Path) 
     for name, key in (("methods", "name"), ("rows", "method"), ("cells", "method")):
         result[name] = [item for item in result[name] if item[key] in left]
     result["gains"] = []
-    page = write_comparison_report(write_sweep(tmp_path / "s", result)).read_text(encoding="utf-8")
+    with painting():
+        written = write_comparison_report(write_sweep(tmp_path / "s", result))
+    page = written.read_text(encoding="utf-8")
     figure = page.partition('<section id="keep"')[2].partition("</section>")[0]
     for name in ("dsa-latency", "dsa-flops"):
         assert (f">{METHODS[name]}</text>" in figure) == (name in left)

@@ -16,6 +16,7 @@ from profilers.speed import FastWait, Speed
 from profilers.table import LatencyTable, LayerKey
 from profilers.timing import (
     LEAST_ROUNDS,
+    TURNS,
     Measurement,
     Round,
     Runner,
@@ -99,7 +100,9 @@ def test_passes_in_a_slow_state_are_taken_again_and_counted(slow_speed: Speed) -
     machine = Machine(slow=lambda number: number % 3 != 0, slow_speed=slow_speed)
     found = machine.measure(min_rounds=10)
     assert found["pruned"].median_ms == pytest.approx(6.0, rel=0.005)
-    assert found["pruned"].disturbed == 18
+    assert found["pruned"].rounds == 10
+    # each of two networks gets TURNS of rounds in a slow pass, and the pass does not count
+    assert found["pruned"].disturbed == 18 * (2 * (TURNS - 1) + 1)
     assert found["pruned"].settled
 
 
@@ -110,7 +113,9 @@ def test_a_machine_that_is_never_quiet_ends_in_time_and_says_so(busy: bool) -> N
     assert machine.now < 65.0
     assert not found["dense"].settled
     assert found["dense"].warning is not None
-    assert found["dense"].warning.startswith("disturbed: in 31 of 31 rounds")
+    taken = found["dense"].taken
+    assert taken >= 31
+    assert found["dense"].warning.startswith(f"disturbed: in {taken} of {taken} rounds")
 
 
 def test_a_slow_state_is_not_known_for_one_where_no_other_was_seen() -> None:

@@ -13,6 +13,8 @@ from dsa_hw.runs.options import option_name, options_of
 from generated_pages import decisions, figures, options, results
 from generated_pages.external import external_loads
 
+pytestmark = pytest.mark.usefixtures("painted")
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 

@@ -18,6 +18,8 @@ from profilers.layers.spec import LayerSpec
 from profilers.table import LatencyTable, LayerKey, NetworkKey
 from profilers.timing import Round
 
+pytestmark = pytest.mark.usefixtures("painted")
+
 DEVICE = "FAKE DEVICE (test)"
 GROUPS = 12
 STEPS = 900

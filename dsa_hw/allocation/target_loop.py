@@ -55,6 +55,7 @@ class Timed:
         settled: whether it rests on rounds of an undisturbed machine.
         rounds: that it rests on.
         disturbed: rounds that were set aside.
+        taken: rounds in all.
         lost: what others took of the processor meanwhile, as a part of the time; None where it is
             not known.
         seconds: that measuring took.
@@ -67,6 +68,7 @@ class Timed:
     settled: bool = True
     rounds: int = 0
     disturbed: int = 0
+    taken: int = 0
     lost: float | None = None
     seconds: float | None = None
 
@@ -95,9 +97,9 @@ def verdict_sentence(timed: Timed) -> str:
     if not timed.settled:
         took = f", and they took {100 * timed.lost:.0f}% of its time" if timed.lost else ""
         return (
-            f"undecided: in {timed.disturbed} of {timed.rounds} rounds other programs had the "
-            f"processor{took}, or the machine's memory was slow ({interval}); measure again when "
-            "it is quiet"
+            f"undecided: in {timed.disturbed} of {timed.taken} rounds other programs had the "
+            f"processor{took}, or the machine was slower than it can be ({interval}); measure "
+            "again when it is quiet"
         )
     if judged.verdict != "undecided":
         return f"{judged.verdict} ({interval})"

@@ -101,6 +101,7 @@ class Target:
             settled=all(m.settled for m in found.values()),
             rounds=pruned.rounds,
             disturbed=max(m.disturbed for m in found.values()),
+            taken=pruned.taken,
             lost=pruned.lost,
             seconds=seconds,
         )

@@ -49,7 +49,10 @@ def know_device(config: PruneConfig, dense: Dense, progress: Progress) -> KnownD
         seed=config.seed, on_progress=progress, on_notice=progress.say,
     )  # fmt: skip
     if disturbed := profiled.collected.disturbed:
-        progress.say(f"other programs disturbed {disturbed} rounds of the profile: set aside")
+        progress.say(
+            f"{disturbed} rounds of the profile do not count: other programs had the processor, or "
+            "the machine was slower than it can be"
+        )
     target_ms = check_target(config, profiled)
     return KnownDevice(backend, table, profiled, target_ms, time.perf_counter() - started)
 
