@@ -21,9 +21,8 @@ from benchmarks import harness
 from dsa_hw.cost.choices import width_choices
 from dsa_hw.cost.latency.model import LatencyModel
 from dsa_hw.cost.latency.surfaces import table_requests
-from dsa_hw.network.coupling import find_coupling
-from dsa_hw.network.exported import export_onnx
 from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.network.inventory import take_inventory
 from dsa_hw.pipeline.opening import build_model, configured_backend, example_for
 from dsa_hw.runs.config import ProfileConfig
 from profilers.table import LatencyTable, LayerKey
@@ -55,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
 def _measure(name: str, rounds: int) -> dict[str, Any]:
     config = ProfileConfig(model=name)
     model, example = build_model(config), example_for(config)
-    graph = DeployedGraph(export_onnx(model, example), find_coupling(model, example))
+    graph = take_inventory(model, example)
     latency = formula_model(graph)
     rng = np.random.default_rng(0)
     one = torch.tensor(latency.choices.random(rng), dtype=torch.float32, requires_grad=True)

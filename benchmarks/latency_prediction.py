@@ -37,9 +37,8 @@ from dsa_hw.cost.latency.coefficients import uncalibrated
 from dsa_hw.cost.latency.model import LatencyModel
 from dsa_hw.cost.latency.profiling import CalibratedModel, profile_network
 from dsa_hw.cost.latency.surfaces import channel_ranges
-from dsa_hw.network.coupling import find_coupling
-from dsa_hw.network.exported import export_onnx
 from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.network.inventory import take_inventory
 from dsa_hw.pipeline.opening import build_model, configured_backend, configured_table, example_for
 from dsa_hw.runs.config import ProfileConfig
 from dsa_hw.runs.console import Progress
@@ -97,7 +96,7 @@ def _measure(name: str, sample: Sample, folder: Path, progress: Progress) -> dic
     folder.mkdir(parents=True, exist_ok=True)
     backend = configured_backend(config)
     model, example = build_model(config), example_for(config)
-    graph = DeployedGraph(export_onnx(model, example), find_coupling(model, example))
+    graph = take_inventory(model, example)
     started = time.perf_counter()
     table = configured_table(config, backend)
     begun_before = len(table.rounds)

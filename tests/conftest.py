@@ -34,7 +34,7 @@ def pytest_configure() -> None:
     words, and those that look at figures ask for ``painted``.
     """
     registry = _registration.ONNXRegistry
-    registry.from_torchlib = functools.cache(registry.from_torchlib)  # pyright: ignore
+    registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))  # pyright: ignore
     Figure.savefig = _unpainted  # pyright: ignore
 
 
