@@ -387,7 +387,7 @@ class _Session:
                     else:
                         self.disturbed += 1
                     if self._on_progress:
-                        self._on_progress(self.done, planned)
+                        self._on_progress(min(self.done, planned), planned)
                 if self._stop():
                     return
                 if taken.disturbed:

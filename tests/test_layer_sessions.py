@@ -57,7 +57,7 @@ def test_a_call_is_timed_like_a_layer() -> None:
     """It takes less than a layer of some size, on every machine."""
     backend = OnnxRuntimeCpu(threads=1)
     times = []
-    for model in (tiny_model(), layer_model(SPEC, 64, 64)):
+    for model in (tiny_model(), layer_model(SPEC, 512, 512)):
         with backend.open_layer(model) as runner:
             times.append(runner.take_round(PLAN).median_ms)
-    assert times[1] > 5 * times[0]
+    assert times[1] > 2 * times[0]

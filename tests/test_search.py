@@ -38,7 +38,7 @@ class Toy:
     def __init__(self, seed: int = 0) -> None:
         self._generator = torch.Generator().manual_seed(seed)
 
-    def batch(self, size: int = 32) -> tuple[Tensor, Tensor]:
+    def batch(self, size: int = 8) -> tuple[Tensor, Tensor]:
         labels, half = torch.randint(4, (size,), generator=self._generator), SIZE // 2
         x = torch.randn(size, 3, SIZE, SIZE, generator=self._generator)
         for image, label in zip(x, labels.tolist(), strict=True):

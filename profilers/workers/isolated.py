@@ -63,8 +63,8 @@ class WatchedRunner(RemoteRunner):
 
 
 def _round(answer: dict[str, Any]) -> Round:
-    speed = answer.pop("speed")
-    return Round(**answer, speed=None if speed is None else Speed(**speed))
+    speed = answer.get("speed")
+    return Round(**answer | {"speed": None if speed is None else Speed(**speed)})  # pyright: ignore
 
 
 Taken = TypeVar("Taken")
