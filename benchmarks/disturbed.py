@@ -3,10 +3,10 @@
 Each network is planned to 0.6 of its dense latency, from an empty latency table, under a load of
 bursts of random seconds (``benchmarks.burst_load``). Then the load ends, and the exported network
 is timed in turn with the dense one by a program that shares no code with the package
-(``benchmarks.plain_timer``). A plan is right where that ratio is within 0.57 to 0.60, in the state
-of the machine in which the dense network has the latency that the plan gives for it; or where the
-plan said *undecided*, and why. Two networks that are bound by memory are planned without the load,
-on the host as it is.
+(``benchmarks.plain_timer``): only what it times while the dense network has the latency that the
+plan gives for it, before and after, counts. A plan is right where that ratio is within 0.57 to
+0.60, or where it said *undecided*, and why. Two networks that are bound by memory are planned
+without the load, on the host as it is.
 
 Stopped and called again, it goes on; its working folder is ``runs/disturbed``.
 """
@@ -37,10 +37,7 @@ AS_IT_IS = ("timm:tinynet_a", "mobilenet_v2")
 SEEDS = (0, 1)
 STATE = 0.08
 """Relative difference of the dense latencies, then and afterwards, from which the machine counts as
-being in another state. Its two states for networks that are bound by memory are 30% apart."""
-READINGS = 3
-"""At most so many readings, while the machine is in another state than it was for the plan."""
-PAUSE_S = 20.0
+being in another state: those that were seen are 30% and 60 to 80% apart."""
 HERE = Path(__file__).parent
 QUICK = ("--calibration-networks", "24", "--rounds", "3")
 
@@ -126,7 +123,7 @@ def _result(folder: Path) -> dict[str, Any]:
 
 
 def _read_again(folder: Path, result: dict[str, Any], quick: bool) -> dict[str, Any]:
-    """The independent reading: the first in the plan's state of the machine, else the last."""
+    """The independent reading, in the plan's state of the machine if that comes."""
     run = RunFolder(folder / "run")
     dense = folder / "dense.onnx"
     dense.write_bytes(dense_of_run(run, result))
@@ -134,25 +131,19 @@ def _read_again(folder: Path, result: dict[str, Any], quick: bool) -> dict[str, 
         sys.executable, str(HERE / "plain_timer.py"), str(dense), str(run.path / ONNX_FILE),
         "--threads", str(result["threads"]), "--pairs", "12" if quick else "20",
     ]  # fmt: skip
+    state = ["--dense-ms", str(result["dense"]["measured_ms"]), "--within", str(STATE)]
     reading: dict[str, Any] = {}
-    for number in range(1, READINGS + 1):
-        if number > 1:
-            time.sleep(PAUSE_S)
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-        reading = json.loads(done.stdout) | {"reading": number}
-        if _is_same_state(reading["dense_ms"], result):
+    for more in (state, []):
+        done = subprocess.run([*words, *more], stdout=subprocess.PIPE, text=True, check=True)
+        reading = json.loads(done.stdout) | {"same_state": bool(more)}
+        if "ratio" in reading:
             break
     minutes = json.loads((folder / "minutes.json").read_text(encoding="utf-8"))
     return reading | {"minutes": minutes}
 
 
-def _is_same_state(dense_ms: float, result: dict[str, Any]) -> bool:
-    return abs(dense_ms / result["dense"]["measured_ms"] - 1.0) <= STATE
-
-
 def _row(plan: Plan, result: dict[str, Any], reading: dict[str, Any]) -> dict[str, Any]:
     within = WITHIN[0] <= reading["ratio"] <= WITHIN[1]
-    same_state = _is_same_state(reading["dense_ms"], result)
     undecided = result["verdict"] == "undecided"
     return {
         "model": plan.model,
@@ -162,9 +153,8 @@ def _row(plan: Plan, result: dict[str, Any], reading: dict[str, Any]) -> dict[st
         "verdict_reason": result["verdict_reason"],
         "plan_ratio": result["ratio"]["measured"],
         "plan_dense_ms": result["dense"]["measured_ms"],
-        "same_state": same_state,
         "within": within,
-        "right": (within and same_state) or undecided,
+        "right": (within and reading["same_state"]) or undecided,
         **{k: v for k, v in reading.items() if k != "ratios"},
     }
 

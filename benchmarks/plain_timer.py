@@ -4,9 +4,10 @@
 
 It imports nothing of the package, so that what the package says of a network can be checked by
 something that shares none of its code. Each timing is a fresh process with a fresh session: warmed
-up, then runs in samples of some 20 ms, whose median counts. The two files alternate, in random
-order within a pair; the ratio is the median over pairs, with a distribution-free 95% interval
-(two order statistics of the binomial). Prints one line of JSON.
+up, then runs in samples of some 20 ms, whose median counts. The two files alternate, so that each
+timing of the second stands between two of the first; the ratio is the median over these, with a
+distribution-free 95% interval (two order statistics of the binomial). A machine has states: with
+``--dense-ms`` only what stands between two timings in that state counts. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import random
 import statistics
 import subprocess
 import sys
@@ -23,6 +23,9 @@ import time
 WARM_UP_S = 0.05
 SAMPLE_S = 0.02
 SAMPLES = 5
+TRIES = 5
+LEAST_PAIRS = 6
+"""Fewer have no 95% interval of their median."""
 
 
 def time_once(path: str, threads: int) -> float:
@@ -62,26 +65,45 @@ def median_interval(values: list[float]) -> tuple[float, float]:
     return ordered[below], ordered[count - 1 - below]
 
 
-def time_pairs(dense: str, pruned: str, threads: int, pairs: int) -> dict[str, object]:
-    """Both files in turn, each time in a process of its own."""
-    shuffler = random.Random(0)
-    times: dict[str, list[float]] = {dense: [], pruned: []}
-    for _ in range(pairs):
-        order = [dense, pruned]
-        shuffler.shuffle(order)
-        for path in order:
-            words = [sys.executable, __file__, path, "--threads", str(threads)]
-            done = subprocess.run(words, capture_output=True, text=True, check=True)
-            times[path].append(float(done.stdout))
-    ratios = [p / d for d, p in zip(times[dense], times[pruned], strict=True)]
-    return {
-        "dense_ms": statistics.median(times[dense]),
-        "pruned_ms": statistics.median(times[pruned]),
+def time_pairs(
+    dense: str, pruned: str, threads: int, pairs: int, dense_ms: float | None, within: float
+) -> dict[str, object]:
+    """Both files in turn, each time in a process of its own.
+
+    Args:
+        pairs: that count.
+        dense_ms: of the machine's state that is asked for: what the dense file takes there. Only
+            pruned timings count whose dense neighbours, before and after, are both as fast; at most
+            ``TRIES`` times ``pairs`` are taken. None: every one counts.
+        within: relative difference from ``dense_ms`` that is still that state.
+    """
+
+    def timed(path: str) -> float:
+        words = [sys.executable, __file__, path, "--threads", str(threads)]
+        return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+    around: list[float] = []
+    counted: list[float] = []
+    ratios: list[float] = []
+    before = timed(dense)
+    tries = 0
+    while len(ratios) < pairs and tries < TRIES * pairs:
+        tries += 1
+        middle, after = timed(pruned), timed(dense)
+        if dense_ms is None or all(abs(d / dense_ms - 1.0) <= within for d in (before, after)):
+            around.append((before + after) / 2)
+            counted.append(middle)
+            ratios.append(middle / around[-1])
+        before = after
+    found: dict[str, object] = {"pairs": len(ratios), "tries": tries, "threads": threads}
+    if len(ratios) < LEAST_PAIRS:
+        return found
+    return found | {
+        "dense_ms": statistics.median(around),
+        "pruned_ms": statistics.median(counted),
         "ratio": statistics.median(ratios),
         "ratio_ci95": median_interval(ratios),
         "ratios": ratios,
-        "pairs": pairs,
-        "threads": threads,
     }
 
 
@@ -91,12 +113,15 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="DENSE.onnx PRUNED.onnx, or one file")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--dense-ms", type=float, help="count only what is in this state")
+    parser.add_argument("--within", type=float, default=0.08, help="of --dense-ms")
     given = parser.parse_args()
     if len(given.models) == 1:
         print(time_once(given.models[0], given.threads))
     elif len(given.models) == 2:
         dense, pruned = given.models
-        print(json.dumps(time_pairs(dense, pruned, given.threads, given.pairs)))
+        found = time_pairs(dense, pruned, given.threads, given.pairs, given.dense_ms, given.within)
+        print(json.dumps(found))
     else:
         parser.error("give one or two files")
 

@@ -45,10 +45,11 @@ def _run(config: ProfileConfig) -> int:
     print(
         f"measured {collected.measured} entries in {collected.seconds:.0f} s, "
         f"reused {collected.reused}, unstable {collected.unstable}, "
-        f"{collected.disturbed} disturbed rounds set aside\n"
+        f"{collected.disturbed} rounds set aside\n"
         f"steps in channels: {steps}\n"
         f"held-out prediction error on {len(calibration.points)} whole networks: "
-        f"{calibration.heldout_mape_pct:.2f}% mean, {calibration.heldout_max_pct:.2f}% max\n"
+        f"{calibration.heldout_mape_pct:.2f}% mean, {calibration.heldout_max_pct:.2f}% max "
+        f"(their own rounds differ by {calibration.noise_mape_pct:.2f}%)\n"
         f"table: {table.path} ({len(table.rounds)} entries)"
     )
     shares = sorted(group_shares(graph, profiled.latency), key=lambda s: s.ms_over_flops)
