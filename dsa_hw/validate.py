@@ -55,6 +55,7 @@ def _validate_run(config: ValidateConfig, path: Path) -> None:
     from dsa_hw.pipeline.finished_search import config_of
     from dsa_hw.pipeline.opening import configured_backend, dense_of_run
     from dsa_hw.runs.folder import CONFIG_FILE, ONNX_FILE, RESULT_FILE, RunFolder
+    from profilers.speed import Speed
 
     folder = RunFolder(path)
     result = finished_result(folder)
@@ -85,9 +86,12 @@ def _validate_run(config: ValidateConfig, path: Path) -> None:
     )  # fmt: skip
     ratio, target_ms = result["target_ratio"], result["target_ms"]
     target = None if target_ms is None else Target(None if ratio is not None else target_ms, ratio)
+    state = result.get("fast_state")
+    same_machine = backend.provenance()["device"] == result["device"]
     found = validate_run(
-        backend, path / ONNX_FILE, dense, target=target, time_limit_s=config.measure_seconds
-    )
+        backend, path / ONNX_FILE, dense, target=target, time_limit_s=config.measure_seconds,
+        fast=Speed(**state) if state and same_machine else None,
+    )  # fmt: skip
     _print_measured(found.pruned)
     _print_card(backend, path / ONNX_FILE)
     before = result["pruned"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from test_launched import arguments
 from dsa_hw import prune, validate
 from dsa_hw.pipeline import opening, record, run
 from dsa_hw.runs.config import DeviceConfig
+from profilers.speed import Speed
+from profilers.timing import Round, Runner, SamplePlan
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +165,45 @@ def test_a_disturbed_last_measurement_is_told(tmp_path: Path) -> None:
     assert str(tmp_path) in told
     assert record.disturbed_warning(rounds, 1.6, tmp_path) == []
     assert record.disturbed_warning([], 9.0, tmp_path) == []
+
+
+class Slower(FakeDevice):
+    """The fake device on a host that is busy: its speed says so."""
+
+    @contextmanager
+    def open(self, model: bytes | Path) -> Iterator[Runner]:
+        with super().open(model) as runner:
+            ms = runner.elapsed_ms(1)
+        yield SpeedTold(lambda: None, ms)
+
+
+class SpeedTold(Runner):
+    """A round on a machine that takes 1.7 times as long as it can."""
+
+    def __init__(self, run: Callable[[], object], ms: float) -> None:
+        super().__init__(run)
+        self._ms = ms
+
+    def speed(self) -> Speed:
+        return Speed(1.7, 1.0)
+
+    def take_round(self, plan: SamplePlan) -> Round:
+        return Round(self._ms, self._ms, self._ms, 3, 1, speed=self.speed())
+
+
+def test_what_is_not_the_run_s_fast_state_decides_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    result = json.loads((copy / "result.json").read_text())
+    assert result["fast_state"] is None  # the fake device has no speed to read
+    assert "undecided" not in validated(copy, Slower(), monkeypatch, capsys)["verdict"]
+    for state, undecided in (({"compute_ms": 1.0, "memory_ms": 1.0}, True),
+                             ({"compute_ms": 1.7, "memory_ms": 1.0}, False)):  # fmt: skip
+        (copy / "result.json").write_text(json.dumps(result | {"fast_state": state}))
+        said = validated(copy, Slower(), monkeypatch, capsys)["verdict"]
+        assert ("the machine was slower than it can be" in said) == undecided
+    (copy / "result.json").write_text(json.dumps(result | {"fast_state": {"compute_ms": "fast"}}))
+    assert validate.main(["--run", str(copy), *TRUSTED]) == 2
+    assert "fast_state" in capsys.readouterr().err

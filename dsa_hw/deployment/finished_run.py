@@ -9,6 +9,7 @@ from pathlib import Path
 from dsa_hw.allocation.target_loop import Timed
 from dsa_hw.deployment.timing import Target, time_networks, timed_to_target
 from profilers.backends import Backend
+from profilers.speed import Speed
 from profilers.timing import Measurement, paired
 
 LAST_HALF_WIDTH_PCT = 0.5
@@ -39,6 +40,7 @@ def validate_run(
     target: Target | None,
     time_limit_s: float,
     on_round: Callable[[int], None] | None = None,
+    fast: Speed | None = None,
 ) -> Validated:
     """Time a run's network as the run did: in turn with the dense one, if that was its measure.
 
@@ -47,12 +49,15 @@ def validate_run(
 
     Args:
         target: None where the run had no latency target.
+        fast: the machine's fast state, as the run saw it.
     """
     models: dict[str, bytes | Path] = {"pruned": pruned}
     if dense is not None and target is not None and target.ms is None:
         models["dense"] = dense
     if target is None:
-        found = time_networks(backend, models, time_limit_s=time_limit_s, on_round=on_round)
+        found = time_networks(
+            backend, models, time_limit_s=time_limit_s, on_round=on_round, fast=fast
+        )
         return Validated(found["pruned"], None, None)
     found, timed = timed_to_target(
         backend,
@@ -63,6 +68,7 @@ def validate_run(
         min_rounds=LAST_LEAST_ROUNDS,
         needs_verdict=True,
         on_round=on_round,
+        fast=fast,
     )
     own = found["pruned"]
     return Validated(

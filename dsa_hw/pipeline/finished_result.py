@@ -95,11 +95,16 @@ OPTIONAL: dict[str, tuple[Check, str]] = {
     "verdict_reason": TEXT,
     "warnings": (_list_of(_is_text), "a list of texts"),
     "removed_branches": (_list_of(_is_text), "a list of texts"),
+    "fast_state": (
+        _or_none(lambda state: _numbers_by_name(state) and set(state) == set(FAST_STATE)),
+        "the times of two reference kernels, or null",
+    ),
     "num_classes": (_or_none(_whole), "a positive whole number or null"),
     "input_shape": (
         lambda shape: _list_of(_whole)(shape) and len(shape) == 3, "channels, height and width"
     ),
 }  # fmt: skip
+FAST_STATE = ("compute_ms", "memory_ms")
 PART: dict[str, tuple[Check, str]] = {
     "measured_ms": POSITIVE, "flops": POSITIVE, "params": POSITIVE,
     "ci95_ms": (_is_interval, "two numbers"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class Outcome:
 def result_record(run: Run, outcome: Outcome) -> dict[str, Any]:
     """Return the content of ``result.json``."""
     small, last = outcome.small, outcome.last
-    config, graph = run.config, run.dense.graph
+    config, graph, fast = run.config, run.dense.graph, run.table.fast_speed
     dense, pruned = last.measured["dense"], last.measured["pruned"]
     if config.target_ms is None:
         pruned = paired(pruned, dense)
@@ -134,6 +134,7 @@ def result_record(run: Run, outcome: Outcome) -> dict[str, Any]:
             "disturbed_rounds": run.profiled.collected.disturbed,
         },
         "drift_since_table": drift,
+        "fast_state": None if fast is None else asdict(fast),
         "environment": provenance | {"torch": torch.__version__} | _training(run),
         "warnings": list(dict.fromkeys(warnings)),
     }
