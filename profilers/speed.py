@@ -140,7 +140,7 @@ class FastWait:
             slower = max(speed.compute_ms / fast.compute_ms, speed.memory_ms / fast.memory_ms)
             self._on_notice(
                 f"the machine has been {slower:.1f} times slower than it can be for "
-                f"{self._limit_s:.0f} s now, and no program here is the cause as far as is known "
-                "(a virtual machine's host may be busy); measuring goes on, and such rounds do not "
-                "count where there are others: measure later if it stays so"
+                f"{self._limit_s:.0f} s now: other programs keep it busy, or other guests of its "
+                "host do; measuring goes on, and such rounds do not count where there are others: "
+                "stop programs (top shows which), or measure later if it stays so"
             )

@@ -160,11 +160,14 @@ def test_a_run_is_timed_where_it_was_pruned_for(
 
 def test_a_disturbed_last_measurement_is_told(tmp_path: Path) -> None:
     rounds = [{"dense_ms": 2.0}, {"dense_ms": 1.5}, {"dense_ms": None}, {}]
-    (told,) = record.disturbed_warning(rounds, 2.4, tmp_path)
+    again = record.validate_command(tmp_path, "timm:regnetx_002", "glyphs")
+    (told,) = record.disturbed_warning(rounds, 2.4, again)
     assert "2.4 ms, and 1.5 ms" in told
-    assert str(tmp_path) in told
-    assert record.disturbed_warning(rounds, 1.6, tmp_path) == []
-    assert record.disturbed_warning([], 9.0, tmp_path) == []
+    assert told.endswith(f"--run {tmp_path}")  # timm's own networks are nobody's code
+    own = record.validate_command(tmp_path, "my_net:make", "glyphs")
+    assert own.endswith("--trust-run true")
+    assert record.disturbed_warning(rounds, 1.6, again) == []
+    assert record.disturbed_warning([], 9.0, again) == []
 
 
 class Slower(FakeDevice):

@@ -34,8 +34,11 @@ def finished_result(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def names_code(model: str, data: str) -> str | None:
-    """What of a configuration is a module that using it would import; None if nothing is."""
-    named = {"model": model, "data": data}
+    """What of a configuration is a module that using it would import; None if nothing is.
+
+    timm's networks are no more a stranger's code than torchvision's.
+    """
+    named = {"model": model.removeprefix("timm:"), "data": data}
     return next((f"{k} {v}" for k, v in named.items() if is_factory_name(v)), None)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from dsa_hw.allocation.allocate import Allocation
 from dsa_hw.allocation.target_loop import LoopRound, Timed, verdict_sentence
 from dsa_hw.network.removal import Keep
+from dsa_hw.pipeline.finished_result import names_code
 from dsa_hw.reports.fields import read_json_lines
 from dsa_hw.runs.folder import LOG_FILE, RunFolder
 
@@ -75,19 +76,25 @@ def _step_record(allocation: Allocation) -> dict[str, Any] | None:
     }
 
 
-def verdict_record(timed: Timed | None, run: Path) -> dict[str, Any]:
+def validate_command(run: Path, model: str, data: str) -> str:
+    """Return the command that times a run again."""
+    trusted = " --trust-run true" if names_code(model, data) else ""
+    return f"python -m dsa_hw.validate --run {run}{trusted}"
+
+
+def verdict_record(timed: Timed | None, again: str) -> dict[str, Any]:
     """Return what ``result.json`` says of the target; without one, it is met by anything.
 
     Args:
         timed: the last measurement against the target.
-        run: the run's folder.
+        again: the command that measures again (``validate_command``).
     """
     if timed is None:
         return {"met": True, "verdict": "met", "verdict_reason": "there is no latency target"}
     judged = timed.judged
     reason = verdict_sentence(timed)
     if judged.verdict == "undecided":
-        reason += f": python -m dsa_hw.validate --run {run}"
+        reason += f": {again}"
     return {
         "met": judged.met,
         "verdict": judged.verdict,
@@ -113,12 +120,13 @@ def _round_record(number: int, turn: LoopRound) -> dict[str, Any]:
     }
 
 
-def disturbed_warning(rounds: list[dict[str, Any]], dense_ms: float, run: Path) -> list[str]:
+def disturbed_warning(rounds: list[dict[str, Any]], dense_ms: float, again: str) -> list[str]:
     """Whether the machine was slower in the last measurement than in the closed loop's fastest.
 
     Args:
         rounds: as ``result.json`` has them.
         dense_ms: of the dense network in the last measurement.
+        again: the command that measures again (``validate_command``).
     """
     fastest = min((r["dense_ms"] for r in rounds if r.get("dense_ms")), default=dense_ms)
     if dense_ms <= WARNED_SLOWDOWN * fastest:
@@ -126,7 +134,7 @@ def disturbed_warning(rounds: list[dict[str, Any]], dense_ms: float, run: Path) 
     return [
         f"the machine was disturbed in the last measurement: the dense network took {dense_ms:.4g} "
         f"ms, and {fastest:.4g} ms in the closed loop, whose slow rounds count little; a verdict "
-        f"from such a measurement says little too: python -m dsa_hw.validate --run {run}"
+        f"from such a measurement says little too: {again}"
     ]
 
 

@@ -18,6 +18,7 @@ from dsa_hw.pipeline.record import (
     Small,
     disturbed_warning,
     logged_warnings,
+    validate_command,
     verdict_record,
 )
 from dsa_hw.training.precision import slow_precision_warning
@@ -49,6 +50,7 @@ def result_record(run: Run, outcome: Outcome) -> dict[str, Any]:
     """Return the content of ``result.json``."""
     small, last = outcome.small, outcome.last
     config, graph, fast = run.config, run.dense.graph, run.table.fast_speed
+    again = validate_command(run.folder.path, config.model, config.data)
     dense, pruned = last.measured["dense"], last.measured["pruned"]
     if config.target_ms is None:
         pruned = paired(pruned, dense)
@@ -74,7 +76,7 @@ def result_record(run: Run, outcome: Outcome) -> dict[str, Any]:
         + slow_precision_warning(config)
         + unknown_operations_warning(graph)
         + fixed_branches_warning(graph)
-        + disturbed_warning(small.rounds, dense.median_ms, run.folder.path)
+        + disturbed_warning(small.rounds, dense.median_ms, again)
         + [w for m in last.measured.values() if (w := m.warning)]
         + logged_warnings(run.folder)
     )
@@ -87,7 +89,7 @@ def result_record(run: Run, outcome: Outcome) -> dict[str, Any]:
         "epochs": config.epochs,
         "target_ms": None if last.timed is None else last.timed.target_ms,
         "target_ratio": config.target_ratio,
-        **verdict_record(last.timed, run.folder.path),
+        **verdict_record(last.timed, again),
         "statistic": "median",
         "device": provenance["device"],
         "backend": provenance["runtime"],
