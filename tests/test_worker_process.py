@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,39 @@ def test_no_process_outlives_its_owner(cpu: Any) -> None:
         gone, alive = psutil.wait_procs(family, timeout=10.0)
     assert {p.pid for p in gone} == {p.pid for p in family}
     assert alive == []
+
+
+OWNER = """
+import sys
+from profilers.layers.models import layer_model
+from profilers.timing import SamplePlan
+from profilers.workers.isolated import IsolatedOnnxRuntimeCpu
+from profilers.layers.spec import LayerSpec
+
+backend = IsolatedOnnxRuntimeCpu(threads=1)
+with backend.open_layer(layer_model(LayerSpec.parse(sys.argv[1]), 8, 8)) as runner:
+    print(backend._worker._process.pid, flush=True)
+    while True:
+        runner.take_round(SamplePlan(sample_ms=20.0))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_process_is_left_where_the_owner_is_ended_in_a_round(how: signal.Signals) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(SPEC)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert owner.stdout is not None
+    worker = psutil.Process(int(owner.stdout.readline()))
+    time.sleep(0.3)
+    family = [worker, *worker.children()]
+    owner.send_signal(how)
+    _, alive = psutil.wait_procs(family, timeout=10.0)
+    assert alive == []
+    _, said = owner.communicate(timeout=10.0)
+    assert "terminate called" not in said
+    assert "BrokenPipe" not in said
 
 
 def test_a_round_tells_how_fast_the_machine_was(cpu: Any) -> None:

@@ -7,13 +7,16 @@ nothing else; its copies (``os.fork``) measure, one after the other.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
 import random
 import signal
 import sys
+import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 RENEWED = 3
 """Exit code of a copy that wants another one in its place."""
@@ -36,14 +39,30 @@ def run_copies(work: Callable[[], bool]) -> None:
     while True:
         parent, copy = os.getpid(), os.fork()
         if not copy:
-            _begin(parent)
-            os._exit(RENEWED if work() else 0)
+            _run_and_end(work, parent)
         _, status = os.waitpid(copy, 0)
         if os.WIFSIGNALED(status):
-            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+            with contextlib.suppress(OSError):  # SIGKILL cannot be handled in any other way
+                signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
             os.kill(os.getpid(), os.WTERMSIG(status))
         if os.waitstatus_to_exitcode(status) != RENEWED:
             sys.exit(os.waitstatus_to_exitcode(status))
+
+
+def _run_and_end(work: Callable[[], bool], parent: int) -> NoReturn:
+    """The whole life of a copy. It never ends as Python does: what a runtime does at the end of a
+    process waits for threads that a copy does not have."""
+    code = 1
+    try:
+        _begin(parent)
+        code = RENEWED if work() else 0
+    except BrokenPipeError:  # its owner has gone: there is nobody to tell
+        pass
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _begin(parent: int) -> None:
