@@ -92,7 +92,7 @@ class ChannelMap:
 
 @dataclass(frozen=True, slots=True)
 class Coupling:
-    """The groups of a model, and where their channels are."""
+    """The groups of a model, and where their channels are in the modules that can be cut."""
 
     groups: tuple[Group, ...]
     maps: dict[Side, ChannelMap]
@@ -329,7 +329,9 @@ def _name_groups(
         for side, atoms in positions.items()
     }
     groups = _groups(made, maps)
-    return Coupling(groups, maps).frozen(_reasons(groups, maps, modules, trace.stays, exclude))
+    reasons = _reasons(groups, maps, modules, trace.stays, exclude)
+    kept = {s: m for s, m in maps.items() if isinstance(modules[s[0]], prunable_types())}
+    return Coupling(groups, kept).frozen(reasons)
 
 
 def _kinds_of_atoms(atom_of: np.ndarray, side_of: np.ndarray) -> np.ndarray:

@@ -222,7 +222,7 @@ def _culprits(
 ) -> dict[int, str]:
     """Groups of ``groups`` that fail when they alone are cut, and why; found by halving."""
     failed = check(_only(coupling, keep, groups))
-    if failed is None:
+    if failed is None or not groups:
         return {}
     if len(groups) == 1:
         return {groups[0]: failed}

@@ -32,12 +32,16 @@ def prunable_types() -> tuple[type[nn.Module], ...]:
 
 
 def weight_axes(module: nn.Module) -> WeightAxes:
-    """Where a module's weight has its channels: where its kind says, else where most have them."""
+    """Where a layer's weight has its channels.
+
+    Raises:
+        TypeError: the module is no layer.
+    """
     for kind in LAYER_KINDS.values():
         for name, axes in kind.modules.items():
             if isinstance(module, _module_class(name)):
                 return axes
-    return WeightAxes(out=0, into=1)
+    raise TypeError(f"{type(module).__name__} is of no layer kind")
 
 
 def group_count(module: nn.Module) -> int:
