@@ -289,14 +289,10 @@ def test_it_is_cut_as_its_kind_says() -> None:
     assert (up.in_channels, up.out_channels) == (16, 24)
     assert (wide.in_channels, wide.out_channels) == (24, 20)
     widths = [16, 24, 20, 7]
-    parameters = sum(
-        p.numel() for n, p in small.named_parameters() if n.endswith("weight") and p.dim() > 1
-    )
-    assert count(params_budget(graph, 0.0), widths) == parameters
     pixels = {"stem": 64, "up": 64, "wide": 256, "head": 1}
-    flops = sum(
-        2 * n * math.prod(small.get_submodule(name).weight.shape) for name, n in pixels.items()
-    )
+    sizes = {name: p.numel() for name, p in small.named_parameters()}
+    assert count(params_budget(graph, 0.0), widths) == sum(sizes[f"{n}.weight"] for n in pixels)
+    flops = sum(2 * n * sizes[f"{name}.weight"] for name, n in pixels.items())
     assert count(flops_budget(graph, 0.0), widths) == flops
 
 
