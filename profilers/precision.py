@@ -15,13 +15,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from profilers.errors import BackendUnavailable
+from profilers.layers.kinds.registry import LAYER_KINDS
 
 PRECISIONS = ("fp32", "fp16", "int8")
 CHANNEL_STEPS = {"fp32": 4, "fp16": 8, "int8": 32}
 """Channels that NVIDIA's matrix units take at a time (16 bytes at fp32 and fp16; 32 channels is
 TensorRT's int8 vector format): where steps are to be expected; they are measured all the same."""
 
-QUANTIZED_OPS = ("Conv", "Gemm")
 FLOAT16_QDQ_OPSET = 19
 ACTIVATION_RANGE = 8.0
 """Placeholder: latency does not depend on scales. Accuracy at int8 needs calibrated ones."""
@@ -110,7 +110,7 @@ class _Pairs:
 
 
 def _quantize(model: onnx.ModelProto) -> None:
-    """Q/DQ around what convolutions and linear layers read, and on residual branches.
+    """Q/DQ around what layers read, and on residual branches.
 
     The residual pair lets TensorRT fold the add into an int8 convolution.
     """
@@ -119,9 +119,10 @@ def _quantize(model: onnx.ModelProto) -> None:
     pairs = _Pairs(graph, [], {})
     makers = {name: n.op_type for n in graph.node for name in n.output}
     for node in list(graph.node):
-        if node.op_type in QUANTIZED_OPS and node.input[1] in tensors:
-            transposed = any(a.name == "transB" and a.i for a in node.attribute)
-            axis = 0 if node.op_type == "Conv" or transposed else 1
+        kind = LAYER_KINDS.of_operator(node.op_type)
+        if kind is not None and node.input[1] in tensors:
+            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            axis = kind.weight_axes(attributes).out
             node.input[0] = pairs.of_activation(node.input[0])
             node.input[1] = pairs.of_weight(tensors[node.input[1]], axis)
         elif node.op_type == "Add":

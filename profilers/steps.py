@@ -9,23 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from profilers.collect import Request
+from profilers.layers.kinds.registry import LAYER_KINDS
 from profilers.layers.spec import LayerSpec
 from profilers.table import LatencyTable, LayerKey
 
 CANDIDATES = (64, 32, 16, 8, 4, 2, 1)
 SWEEP = (16, 20, 24, 32, 40, 44, 48, 52, 56, 60, 64, 68, 72, 76, 80, 88, 96)
-FIXED = {"gemm": 4096}
-FIXED_DEFAULT = 64
-CANONICAL = {
-    "conv": "conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 28x28 b1 fp32 +relu",
-    "pointwise": "conv k1x1 s1x1 p0.0.0.0 d1x1 gdense 56x56 b1 fp32 +relu",
-    "depthwise": "conv k3x3 s1x1 p1.1.1.1 d1x1 gdepthwise 112x112 b1 fp32 +relu",
-    "gemm": "gemm k1x1 s1x1 p0.0.0.0 d1x1 gdense 1x1 b1 fp32",
-}
 TREAD_SHARE = 0.2
 """Of the rise over the sweep, the part that may lie within treads (a straight line has 30% of its
 rise within treads of 8, and 65% within treads of 16)."""
@@ -34,18 +28,14 @@ LEAST_RISE = 0.3
 
 
 def canonical_layers(specs: Iterable[LayerSpec]) -> dict[str, LayerSpec]:
-    """The layer that is swept for each kind among ``specs``; grouped ones keep their own width.
+    """The layer that is swept for each family among ``specs``, at their batch and precision.
 
-    Batch and precision are those of ``specs``.
+    Grouped convolutions keep their own width.
     """
     chosen: dict[str, LayerSpec] = {}
     for spec in sorted(set(specs), key=str):
-        if spec.kind == "grouped":
-            text = str(LayerSpec.parse(CANONICAL["conv"])).replace("gdense", f"g{spec.groups}")
-        else:
-            text = CANONICAL[spec.kind]
-        text = text.replace(" b1 fp32", f" b{spec.batch} {spec.dtype}")
-        chosen.setdefault(spec.kind, LayerSpec.parse(text))
+        canonical = LAYER_KINDS[spec.op].canonical(spec)
+        chosen.setdefault(spec.kind, replace(canonical, batch=spec.batch, dtype=spec.dtype))
     return chosen
 
 
@@ -53,8 +43,8 @@ def sweep_keys(spec: LayerSpec) -> list[LayerKey]:
     """The measurements that show the steps of a canonical layer's output channels."""
     unit = _unit(spec)
     widths = sorted({max(unit, w // unit * unit) for w in SWEEP})
-    fixed = FIXED.get(spec.kind, FIXED_DEFAULT)
-    return [LayerKey(spec, w if spec.tied else fixed, w) for w in widths]
+    cin = LAYER_KINDS[spec.op].swept_cin
+    return [LayerKey(spec, w if spec.tied else cin, w) for w in widths]
 
 
 def sweep_requests(specs: Iterable[LayerSpec]) -> list[Request]:
@@ -109,6 +99,4 @@ def rise_within_treads(widths: np.ndarray, values: np.ndarray, step: int) -> flo
 
 
 def _unit(spec: LayerSpec) -> int:
-    if spec.groups.startswith("width"):
-        return int(spec.groups.removeprefix("width"))
-    return 1
+    return spec.group_width if spec.tied else 1

@@ -1,7 +1,7 @@
 """A latency device that exists nowhere: deterministic times by formula, for tests.
 
-It implements the backend protocol by reading an ONNX model's convolutions and charging each by
-its channels rounded up to a step. No clock is involved.
+It implements the backend protocol by reading an ONNX model's layers and charging each by its
+channels rounded up to a step. No clock is involved.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from profilers.layers.kinds.registry import LAYER_KINDS
 from profilers.timing import Runner
 
 STEP = 8
@@ -97,7 +98,7 @@ class FakeRuntime(FakeDevice):
 
 
 def network_ms(model: bytes | Path, charge: Charge = conv_ms) -> float:
-    """Sum over the convolutions and linear layers of a model."""
+    """Sum over the layers of a model."""
     loaded = onnx.load(model) if isinstance(model, Path) else onnx.load_from_string(model)
     loaded = onnx.shape_inference.infer_shapes(loaded)
     graph = loaded.graph
@@ -106,9 +107,11 @@ def network_ms(model: bytes | Path, charge: Charge = conv_ms) -> float:
     weights = {i.name: i.dims for i in graph.initializer}
     total = 0.0
     for node in graph.node:
-        if node.op_type not in ("Conv", "Gemm"):
+        kind = LAYER_KINDS.of_operator(node.op_type)
+        if kind is None:
             continue
-        dims = weights[node.input[1]]
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        axes, dims = kind.weight_axes(attributes), weights[node.input[1]]
         pixels = math.prod(shapes[node.output[0]][2:])
-        total += charge(dims[1], dims[0], pixels, math.prod(dims[2:]))
+        total += charge(dims[axes.into], dims[axes.out], pixels, math.prod(dims[2:]))
     return total

@@ -299,6 +299,14 @@ def test_a_wrong_graph_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "last.conv" not in found
 
 
+def test_a_graph_that_is_wrong_as_it_is_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing may be cut, there is nothing to look for by halving."""
+    shapes = [(1,)] * len(inventory(built(SumWithConcatenation))[0].layers)
+    monkeypatch.setattr(DeployedGraph, "layer_shapes", lambda self, widths: shapes)
+    with pytest.raises(UnsupportedModel, match="no single group of channels is the cause"):
+        inventory(built(SumWithConcatenation), exclude=["*"])
+
+
 LIBRARY = {
     "resnet18": [],
     "regnetx_002": [],

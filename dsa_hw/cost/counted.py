@@ -54,12 +54,10 @@ class CountedBudget:
             self._bare = self._gates.members(bare)
 
     def _per_pair(self, spec: LayerSpec) -> float:
-        taps = float(np.prod(spec.kernel))
-        if spec.tied:
-            taps *= 1 if spec.groups == "depthwise" else int(spec.groups.removeprefix("width"))
-        if self.name == "params":
-            return taps
-        return 2.0 * taps * float(np.prod(spec.output_size)) * spec.batch
+        """What one output channel costs by one input channel; of a tied layer, by itself."""
+        width = spec.group_width if spec.tied else 1
+        counted = spec.weight_count if self.name == "params" else spec.flops
+        return counted(width, width) / width
 
     def cost(self, widths: Tensor) -> Tensor:
         """(..., groups) -> (...,)"""

@@ -14,6 +14,7 @@ from dsa_hw.network.agreement import AGREEMENT, disagreement, random_batches
 from dsa_hw.network.exported import export_onnx
 from dsa_hw.network.forward import outputs_of
 from profilers.backends import Backend
+from profilers.layers.kinds.registry import LAYER_KINDS
 
 
 def export_checked(
@@ -53,7 +54,7 @@ def _agreement(provenance: Mapping[str, str | int]) -> float | None:
 
 
 def conv_shapes(model: onnx.ModelProto) -> list[tuple[int, ...]]:
-    """Shapes of the weights of all convolutions and linear layers, sorted."""
+    """Shapes of the weights of all layers, sorted."""
     shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
-    nodes = [n for n in model.graph.node if n.op_type in ("Conv", "Gemm")]
+    nodes = [n for n in model.graph.node if LAYER_KINDS.of_operator(n.op_type) is not None]
     return sorted(shapes[n.input[1]] for n in nodes)

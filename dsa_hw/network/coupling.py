@@ -26,11 +26,15 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from dsa_hw.errors import UnsupportedModel
+from dsa_hw.network.layer_modules import (
+    channel_attribute,
+    group_count,
+    layer_types,
+    prunable_types,
+)
 
 Side = tuple[str, str]
 """(module name, ``"in"`` or ``"out"``): one channel dimension."""
-
-PRUNABLE_TYPES = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
 
 NETWORK_OUTPUT = "network output"
 """Why the channels of an output stay."""
@@ -88,7 +92,7 @@ class ChannelMap:
 
 @dataclass(frozen=True, slots=True)
 class Coupling:
-    """The groups of a model, and where their channels are."""
+    """The groups of a model, and where their channels are in the modules that can be cut."""
 
     groups: tuple[Group, ...]
     maps: dict[Side, ChannelMap]
@@ -212,7 +216,7 @@ def _read_item(trace: _Trace, graph, item, root: Side, names: dict[nn.Module, st
     if reason is not None:
         trace.stays.append((root, at_root, reason))
         return
-    if module not in names or not isinstance(module, PRUNABLE_TYPES):
+    if module not in names or not isinstance(module, prunable_types()):
         return  # an operation, or a module without parameters
     out = graph.is_out_channel_pruning_fn(item.dep.handler)
     is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
@@ -240,7 +244,7 @@ def _why_it_stays(module: nn.Module, names: Mapping[nn.Module, str]) -> str | No
         return "the network splits them into parts of fixed size"
     if isinstance(module, ops._SliceOp) and not _takes_all(module):
         return "the network takes a slice of fixed size of them"
-    if module in names and not isinstance(module, PRUNABLE_TYPES):
+    if module in names and not isinstance(module, prunable_types()):
         if next(module.parameters(), None) is not None:
             kind = type(module).__name__
             return f"{names[module]} ({kind}) takes them, and a {kind} cannot be made smaller yet"
@@ -260,13 +264,9 @@ def _takes_all(slice_op) -> bool:
 
 
 def _channels(module: nn.Module, side: str) -> int:
-    for attribute in {
-        "out": ("out_channels", "out_features", "num_features"),
-        "in": ("in_channels", "in_features"),
-    }[side]:
-        if hasattr(module, attribute):
-            return getattr(module, attribute)
-    raise UnsupportedModel(f"{type(module).__name__} has no {side} channels")
+    if (attribute := channel_attribute(module, side)) is None:
+        raise UnsupportedModel(f"{type(module).__name__} has no {side} channels")
+    return getattr(module, attribute)
 
 
 def _tie_grouped_convolutions(trace: _Trace, model: nn.Module) -> None:
@@ -274,17 +274,17 @@ def _tie_grouped_convolutions(trace: _Trace, model: nn.Module) -> None:
     modules = dict(model.named_modules())
     for name, side in list(trace.sizes):
         module = modules[name]
-        if side != "out" or not isinstance(module, nn.Conv2d) or module.groups == 1:
+        count = group_count(module)
+        if side != "out" or count == 1:
             continue
-        outs, ins = np.arange(module.out_channels), np.arange(module.in_channels)
+        outs, ins = (np.arange(_channels(module, end)) for end in ("out", "in"))
         if (name, "in") not in trace.sizes:
-            if module.groups != module.out_channels:
+            if count != len(outs):
                 reason = f"{name} is a grouped convolution whose inputs stay"
                 trace.stays.append(((name, "out"), outs, reason))
             continue  # depthwise: Torch-Pruning already treats input and output as one
-        per_out = module.out_channels // module.groups
-        per_in = module.in_channels // module.groups
-        first = np.arange(module.groups) * per_out
+        per_out, per_in = len(outs) // count, len(ins) // count
+        first = np.arange(count) * per_out
         trace.pairs += [
             ((name, "out"), np.repeat(first, per_out), (name, "out"), outs),
             ((name, "out"), np.repeat(first, per_in), (name, "in"), ins),
@@ -314,7 +314,7 @@ def _name_groups(
     sizes = trace.sizes
     made = [
         side for side in sizes
-        if side[1] == "out" and isinstance(modules[side[0]], (nn.Conv2d, nn.Linear))
+        if side[1] == "out" and isinstance(modules[side[0]], layer_types())
     ]  # fmt: skip
     rank = {name: index for index, name in enumerate(modules)}
     made.sort(key=lambda side: rank[side[0]])
@@ -329,7 +329,9 @@ def _name_groups(
         for side, atoms in positions.items()
     }
     groups = _groups(made, maps)
-    return Coupling(groups, maps).frozen(_reasons(groups, maps, modules, trace.stays, exclude))
+    reasons = _reasons(groups, maps, modules, trace.stays, exclude)
+    kept = {s: m for s, m in maps.items() if isinstance(modules[s[0]], prunable_types())}
+    return Coupling(groups, kept).frozen(reasons)
 
 
 def _kinds_of_atoms(atom_of: np.ndarray, side_of: np.ndarray) -> np.ndarray:
@@ -400,7 +402,7 @@ def _reasons(
 
 
 def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+    return 1 < group_count(module) == _channels(module, "in")
 
 
 def _atom_indices(kind_of: np.ndarray, layers: Sequence[np.ndarray]) -> np.ndarray:

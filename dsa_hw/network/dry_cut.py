@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dsa_hw.errors import UnsupportedModel
 from dsa_hw.network.coupling import Coupling
 from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.network.layer_modules import layer_types, weight_axes
 from dsa_hw.network.masks import ChannelMasks, hard_masks
 from dsa_hw.network.removal import Keep, kept_widths, remove_channels
 
@@ -57,10 +58,10 @@ def make_probe(model: nn.Module, example_inputs: Tensor) -> nn.Module:
 
     for module in probe.modules():
         own = dict(module.named_parameters(recurse=False))
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
+        if isinstance(module, layer_types()):
             if "weight" in own:
-                spread = (2.0 / max(1, own["weight"][0].numel())) ** 0.5
-                own["weight"].normal_(0.0, spread, generator=generator)
+                one = own["weight"].select(weight_axes(module).out, 0)
+                own["weight"].normal_(0.0, (2.0 / max(1, one.numel())) ** 0.5, generator=generator)
             if "bias" in own:
                 own["bias"].normal_(0.0, 0.1, generator=generator)
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -221,7 +222,7 @@ def _culprits(
 ) -> dict[int, str]:
     """Groups of ``groups`` that fail when they alone are cut, and why; found by halving."""
     failed = check(_only(coupling, keep, groups))
-    if failed is None:
+    if failed is None or not groups:
         return {}
     if len(groups) == 1:
         return {groups[0]: failed}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -16,16 +17,13 @@ from onnx import helper, numpy_helper, shape_inference
 
 from dsa_hw.errors import UnsupportedModel
 from dsa_hw.network.branches.branch import Branch, removed_branches
-from dsa_hw.network.branches.onnx import (
-    LAYER_OPS,
-    Region,
-    cut_regions,
-    residual_regions,
-)
+from dsa_hw.network.branches.onnx import Region, cut_regions, residual_regions
 from dsa_hw.network.coupling import Coupling
 from dsa_hw.network.elements import FREE_OPS, KINDS, Layer, Linear, Operation, Widths, add_linear
+from profilers.layers.kinds.kind import Attributes, LayerKind, LayerNode, WeightAxes
+from profilers.layers.kinds.registry import LAYER_KINDS
 from profilers.layers.models import random_weight
-from profilers.layers.spec import FUSED_ACTIVATIONS, LayerSpec
+from profilers.layers.spec import FUSED_ACTIVATIONS
 
 
 class DeployedGraph:
@@ -194,20 +192,17 @@ class DeployedGraph:
             side = (_module_name(node.input[1]), "out")
             kept = {0: maps[side].kept(keep)} if side in maps else {}
             return {name: kept for name in node.input[1:]}
-        if node.op_type not in LAYER_OPS:
+        if node.output[0] not in self._module_of:
             return {}
-        layer = self.layers[list(self._module_of).index(node.output[0])]
-        out, into = 0, 1
-        if node.op_type == "Gemm" and not any(a.name == "transB" and a.i for a in node.attribute):
-            out, into = 1, 0
+        layer, at = self._layer_of(node), self._weight_axes(node)
         axes: dict[int, np.ndarray] = {}
         if (layer.name, "out") in maps:
-            axes[out] = maps[layer.name, "out"].kept(keep)
+            axes[at.out] = maps[layer.name, "out"].kept(keep)
         if (layer.name, "in") in maps and not layer.spec.tied:
-            axes[into] = maps[layer.name, "in"].kept(keep)
+            axes[at.into] = maps[layer.name, "in"].kept(keep)
         found = {node.input[1]: axes}
         if len(node.input) > 2:
-            found[node.input[2]] = {0: axes[out]} if out in axes else {}
+            found[node.input[2]] = {0: axes[at.out]} if at.out in axes else {}
         return found
 
     @functools.cached_property
@@ -226,7 +221,13 @@ class DeployedGraph:
     # -- reading the graph ------------------------------------------------------------------
 
     def _layer_nodes(self) -> list[onnx.NodeProto]:
-        return [n for n in self.model.graph.node if n.op_type in LAYER_OPS]
+        return [n for n in self.model.graph.node if _is_layer(n)]
+
+    def _layer_of(self, node: onnx.NodeProto) -> Layer:
+        return self.layers[list(self._module_of).index(node.output[0])]
+
+    def _weight_axes(self, node: onnx.NodeProto) -> WeightAxes:
+        return _kind_of(node).weight_axes(_attributes(node))
 
     def _layer_module(self, node: onnx.NodeProto) -> str:
         name = node.input[1]
@@ -239,35 +240,19 @@ class DeployedGraph:
 
     def _layer(self, node: onnx.NodeProto) -> Layer:
         module = self._module_of[node.output[0]]
-        weight = self._weights[node.input[1]]
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type == "Gemm":
-            transposed = attributes.get("transB", 0)
-            outs, ins = weight.dims if transposed else reversed(weight.dims)
-            batch = self._shapes[node.input[0]][0]
-            spec = LayerSpec(
-                "gemm", (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), "dense", (1, 1), batch,
-                self.precision,
-            )  # fmt: skip
-        else:
-            outs = weight.dims[0]
-            groups = attributes.get("group", 1)
-            ins = weight.dims[1] * groups
-            shape = self._shapes[node.input[0]]
-            if len(shape) != 4:
-                raise UnsupportedModel(f"{module}: only 2-D convolutions are supported")
-            spec = LayerSpec(
-                op="conv",
-                kernel=(weight.dims[2], weight.dims[3]),
-                stride=tuple(attributes.get("strides", (1, 1))),
-                pads=tuple(attributes.get("pads", (0, 0, 0, 0))),
-                dilation=tuple(attributes.get("dilations", (1, 1))),
-                groups=_group_form(groups, ins, outs),
-                size=(shape[2], shape[3]),
-                batch=shape[0],
-                dtype=self.precision,
-                tail=self._tail(node),
+        kind = _kind_of(node)
+        try:
+            spec, ins, outs = kind.read(
+                LayerNode(
+                    _attributes(node),
+                    self._shapes[node.input[0]],
+                    tuple(self._weights[node.input[1]].dims),
+                )
             )
+        except ValueError as error:
+            raise UnsupportedModel(f"{module}: {error}") from error
+        tail = self._tail(node) if kind.fuses_activation else ()
+        spec = replace(spec, dtype=self.precision, tail=tail)
         cin = Linear(*self.coupling.widths_to_linear((module, "in"), ins))
         cout = Linear(*self.coupling.widths_to_linear((module, "out"), outs))
         if spec.groups == "depthwise":
@@ -297,7 +282,7 @@ class DeployedGraph:
         layers = dict(zip(self._module_of, self.layers, strict=True))
         for node in self.model.graph.node:
             kind = KINDS.get(node.op_type, "other")
-            if node.op_type in LAYER_OPS:
+            if node.output[0] in layers:
                 layer = layers[node.output[0]]
                 size = float(np.prod(layer.spec.output_size) * layer.spec.batch)
                 elements[node.output[0]] = layer.cout.scaled(size)
@@ -343,7 +328,10 @@ class DeployedGraph:
         maker = next((n for n in self.model.graph.node if node.input[0] in n.output), None)
         if maker is None or len(self._consumers[node.input[0]]) > 1:
             return False
-        return maker.op_type in ("Conv", "Add")  # an add behind a convolution takes it along
+        kind = LAYER_KINDS.of_operator(maker.op_type)
+        if kind is None:
+            return maker.op_type == "Add"  # an add behind a convolution takes it along
+        return kind.fuses_activation
 
     def _dense(self, name: str) -> Linear:
         return Linear(np.zeros(len(self.coupling.groups)), float(np.prod(self._shapes[name])))
@@ -355,15 +343,12 @@ class DeployedGraph:
         shapes: dict[str, tuple[int, ...]] = {}
         layers = dict(zip(self._module_of, self.layers, strict=True))
         for node in graph.node:
-            if node.op_type in LAYER_OPS:
-                layer = layers[node.output[0]]
+            if node.output[0] in layers:
+                layer, axes = layers[node.output[0]], self._weight_axes(node)
                 cin, cout = round(layer.cin(widths)), round(layer.cout(widths))
-                if node.op_type == "Gemm":
-                    transposed = any(a.name == "transB" and a.i for a in node.attribute)
-                    shapes[node.input[1]] = (cout, cin) if transposed else (cin, cout)
-                else:
-                    taps = cin // layer.spec.group_count(cin)
-                    shapes[node.input[1]] = (cout, taps, *layer.spec.kernel)
+                shape = list(self._weights[node.input[1]].dims)
+                shape[axes.out], shape[axes.into] = cout, cin // layer.spec.group_count(cin)
+                shapes[node.input[1]] = tuple(shape)
                 if len(node.input) > 2:
                     shapes[node.input[2]] = (cout,)
             elif node.op_type == "BatchNormalization":
@@ -374,9 +359,9 @@ class DeployedGraph:
         return shapes
 
     def _fix_attributes(self, node: onnx.NodeProto, widths: Widths) -> None:
-        if node.op_type != "Conv":
+        if node.output[0] not in self._module_of:
             return
-        layer = self.layers[list(self._module_of).index(node.output[0])]
+        layer = self._layer_of(node)
         if layer.spec.tied:
             for attribute in node.attribute:
                 if attribute.name == "group":
@@ -389,16 +374,18 @@ class DeployedGraph:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _group_form(groups: int, ins: int, outs: int) -> str:
-    if groups == 1:
-        return "dense"
-    if groups == ins == outs:
-        return "depthwise"
-    if ins == outs:
-        return f"width{ins // groups}"
-    raise UnsupportedModel(
-        f"a grouped convolution from {ins} to {outs} channels in {groups} groups is not supported"
-    )
+def _is_layer(node: onnx.NodeProto) -> bool:
+    return LAYER_KINDS.of_operator(node.op_type) is not None
+
+
+def _kind_of(node: onnx.NodeProto) -> LayerKind:
+    kind = LAYER_KINDS.of_operator(node.op_type)
+    assert kind is not None, node.op_type
+    return kind
+
+
+def _attributes(node: onnx.NodeProto) -> Attributes:
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
 def _value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
@@ -440,7 +427,7 @@ def _unshare_weights(graph: onnx.GraphProto) -> None:
     tensors = {i.name: i for i in graph.initializer}
     used: set[str] = set()
     for node in graph.node:
-        if node.op_type not in (*LAYER_OPS, "BatchNormalization"):
+        if not _is_layer(node) and node.op_type != "BatchNormalization":
             continue
         for index, name in enumerate(node.input):
             if name not in tensors:

@@ -17,6 +17,7 @@ from dsa_hw.network.coupling import NETWORK_OUTPUT, Coupling, find_coupling
 from dsa_hw.network.dry_cut import DryCut, frozen_summary, make_probe
 from dsa_hw.network.exported import export_onnx
 from dsa_hw.network.graph import DeployedGraph
+from dsa_hw.network.layer_modules import layer_types
 
 
 def take_inventory(
@@ -61,7 +62,7 @@ def _without_layers(graph: DeployedGraph, model: nn.Module) -> dict[int, str]:
     deployed = {layer.name for layer in graph.layers}
     reasons: dict[int, str] = {}
     for name, _ in graph.coupling.maps:
-        if name in deployed or not isinstance(model.get_submodule(name), (nn.Conv2d, nn.Linear)):
+        if name in deployed or not isinstance(model.get_submodule(name), layer_types()):
             continue
         for index in graph.coupling.groups_of(name):
             reasons.setdefault(

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten
 
 from dsa_hw.network.branches.branch import Branch
 from dsa_hw.network.coupling import Coupling
+from dsa_hw.network.layer_modules import prunable_types
 
 
 class MaskStore:
@@ -268,11 +269,10 @@ def _followed_by_norm(model: nn.Module, example_inputs: Tensor) -> set[str]:
         return hook
 
     nodes: dict[int, torch.autograd.graph.Node | None] = {}
-    kinds = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
     handles = [
         module.register_forward_hook(note(name))
         for name, module in model.named_modules()
-        if isinstance(module, kinds)
+        if isinstance(module, prunable_types())
     ]
     was_training = model.training
     model.eval()

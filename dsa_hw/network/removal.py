@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dsa_hw.network.branches.branch import Branch, removed_branches
 from dsa_hw.network.branches.torch import cut_branches
 from dsa_hw.network.coupling import Coupling
+from dsa_hw.network.layer_modules import channel_attribute, group_count, layer_types, weight_axes
 
 Keep = Sequence[np.ndarray]
 """Per group a (atoms,) boolean array: which atoms stay."""
@@ -56,29 +57,34 @@ def _shrink(module: nn.Module, out: np.ndarray | None, into: np.ndarray | None) 
         for name in ("weight", "bias", "running_mean", "running_var"):
             _select(module, name, 0, out)
         module.num_features = len(out)
-    elif isinstance(module, nn.Linear):
-        _shrink_ends(module, out, into)
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.Conv2d) and module.groups > 1:
-        assert out is not None
-        per_group = module.weight.shape[1]
-        _shrink_ends(module, out, None)
-        wide = module.out_channels // module.groups
-        module.groups = len(out) // wide
-        module.out_channels, module.in_channels = len(out), module.groups * per_group
-    elif isinstance(module, nn.Conv2d):
-        _shrink_ends(module, out, into)
-        module.out_channels, module.in_channels = module.weight.shape[:2]
+    elif isinstance(module, layer_types()):
+        _shrink_layer(module, out, into)
     else:
         raise TypeError(f"cannot remove channels of {type(module).__name__}")
 
 
-def _shrink_ends(module: nn.Module, out: np.ndarray | None, into: np.ndarray | None) -> None:
+def _shrink_layer(module: nn.Module, out: np.ndarray | None, into: np.ndarray | None) -> None:
+    axes, groups = weight_axes(module), group_count(module)
+    dense_outs = _weight(module).shape[axes.out]
     if out is not None:
-        _select(module, "weight", 0, out)
+        _select(module, "weight", axes.out, out)
         _select(module, "bias", 0, out)
-    if into is not None:
-        _select(module, "weight", 1, into)
+    if groups > 1:
+        assert out is not None
+        groups = groups * len(out) // dense_outs
+        setattr(module, "groups", groups)  # noqa: B010 - nn.Module declares no type for it
+    elif into is not None:
+        _select(module, "weight", axes.into, into)
+    shape = _weight(module).shape
+    for side, channels in (("out", shape[axes.out]), ("in", groups * shape[axes.into])):
+        if (attribute := channel_attribute(module, side)) is not None:
+            setattr(module, attribute, channels)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _select(module: nn.Module, name: str, dimension: int, indices: np.ndarray) -> None:

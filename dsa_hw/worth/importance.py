@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dsa_hw.errors import UserError
 from dsa_hw.network.coupling import Coupling
+from dsa_hw.network.layer_modules import weight_axes
 
 Wants = Literal["weights", "gate gradients"]
 """What an importance is computed from: the weights as they are, or gradients by the masks."""
@@ -186,7 +187,8 @@ class AtomImportance:
             return original_parameter(module, "weight").detach().abs().float()
         weight = module.weight
         assert isinstance(weight, Tensor)
-        norms = weight.detach().float().abs().flatten(1).sum(1)
+        filters = weight.detach().float().abs().movedim(weight_axes(module).out, 0)
+        norms = filters.flatten(1).sum(1)
         return norms / norms.mean().clamp_min(FLOOR)
 
 

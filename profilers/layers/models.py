@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from profilers.layers.kinds.registry import LAYER_KINDS
 from profilers.layers.spec import LayerSpec
 
 OPSET = 18
@@ -35,16 +36,18 @@ def layer_model(spec: LayerSpec, cin: int, cout: int, seed: int = 0) -> bytes:
     if spec.tied and cin != cout:
         raise ValueError(f"{spec} has equal input and output channels, not {cin} and {cout}")
     rng = np.random.default_rng(seed)
-    shape_in, shape_out, weight_shape = _shapes(spec, cin, cout)
-    weight = random_weight(weight_shape, rng)
+    kind = LAYER_KINDS[spec.op]
+    shapes = kind.shapes(spec, cin, cout)
+    weight = random_weight(shapes.weight, rng)
     initializers = [numpy_helper.from_array(np.full(cout, 0.01, np.float32), "bias")]
-    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape_in)]
-    nodes = [_layer_node(spec, cin)]
+    inputs = [_value("input", shapes.input)]
+    tensors = ["input", "weight", "bias"]
+    nodes = [helper.make_node(kind.operator, tensors, ["layer"], **kind.attributes(spec, cin))]
     value = "layer"
     for index, op in enumerate(spec.tail):
         result = f"tail{index}"
         if op == "add":
-            inputs.append(helper.make_tensor_value_info("residual", TensorProto.FLOAT, shape_out))
+            inputs.append(_value("residual", shapes.output))
             nodes.append(helper.make_node("Add", [value, "residual"], [result]))
         elif op == "relu":
             nodes.append(helper.make_node("Relu", [value], [result]))
@@ -59,8 +62,8 @@ def layer_model(spec: LayerSpec, cin: int, cout: int, seed: int = 0) -> bytes:
             raise ValueError(f"cannot build the tail {op!r} of {spec}")
         value = result
     nodes[-1].output[0] = "output"
-    output = helper.make_tensor_value_info("output", TensorProto.FLOAT, shape_out)
-    graph = helper.make_graph(nodes, "layer", inputs, [output], initializers)
+    outputs = [_value("output", shapes.output)]
+    graph = helper.make_graph(nodes, "layer", inputs, outputs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
     model.ir_version = IR_VERSION
     # in place: three more copies of a gigabyte are what takes long about the largest layers
@@ -78,10 +81,7 @@ def tiny_model() -> bytes:
 
 
 def _activation(shape: tuple[int, ...]) -> bytes:
-    values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-        for name in ("input", "output")
-    ]
+    values = [_value(name, shape) for name in ("input", "output")]
     node = helper.make_node("Relu", ["input"], ["output"])
     graph = helper.make_graph([node], "activation", values[:1], values[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
@@ -89,26 +89,5 @@ def _activation(shape: tuple[int, ...]) -> bytes:
     return model.SerializeToString()
 
 
-def _shapes(
-    spec: LayerSpec, cin: int, cout: int
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    if spec.op == "gemm":
-        return (spec.batch, cin), (spec.batch, cout), (cout, cin)
-    weight = (cout, cin // spec.group_count(cin), *spec.kernel)
-    return (spec.batch, cin, *spec.size), (spec.batch, cout, *spec.output_size), weight
-
-
-def _layer_node(spec: LayerSpec, cin: int) -> onnx.NodeProto:
-    inputs = ["input", "weight", "bias"]
-    if spec.op == "gemm":
-        return helper.make_node("Gemm", inputs, ["layer"], transB=1)
-    return helper.make_node(
-        "Conv",
-        inputs,
-        ["layer"],
-        kernel_shape=spec.kernel,
-        strides=spec.stride,
-        pads=spec.pads,
-        dilations=spec.dilation,
-        group=spec.group_count(cin),
-    )
+def _value(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)

@@ -6,12 +6,13 @@ import re
 from dataclasses import dataclass
 
 from profilers.errors import TableError
+from profilers.layers.kinds.registry import LAYER_KINDS
 
 FUSED_ACTIVATIONS = ("relu", "clip")
-"""Activations that the runtimes fold into the convolution before them."""
+"""Activations that the runtimes fold into the layer before them, if its kind lets them."""
 
 _TEXT = re.compile(
-    r"(?P<op>conv|gemm) k(?P<kernel>\d+x\d+) s(?P<stride>\d+x\d+) "
+    r"(?P<op>[a-z][a-z0-9_]*) k(?P<kernel>\d+x\d+) s(?P<stride>\d+x\d+) "
     r"p(?P<pads>\d+\.\d+\.\d+\.\d+) d(?P<dilation>\d+x\d+) g(?P<groups>dense|depthwise|width\d+) "
     r"(?P<size>\d+x\d+) b(?P<batch>\d+) (?P<dtype>\w+)(?: \+(?P<tail>[\w+]+))?",
     re.ASCII,
@@ -26,7 +27,8 @@ class LayerSpec:
     Names and weights are left out: equal specs share one measurement, across layers and models.
 
     Args:
-        op: ``conv`` or ``gemm`` (a fully connected layer; height and width are 1).
+        op: its kind's name in ``LAYER_KINDS``: ``conv``, or ``gemm`` (a fully connected layer;
+            height and width are 1).
         kernel, stride, dilation: (vertical, horizontal).
         pads: (top, left, bottom, right), as in ONNX.
         groups: ``dense``, ``depthwise``, or ``widthN``: a grouped convolution whose groups stay
@@ -63,11 +65,16 @@ class LayerSpec:
         """The spec that ``text`` is the ``str`` of.
 
         Raises:
-            TableError: the text is not of that form.
+            TableError: the text is not of that form, or no layer kind has the layer's name.
         """
         match = _TEXT.fullmatch(text) if len(text) <= 400 else None
         if match is None:
             raise TableError(f"not a layer description: {text!r}")
+        if match["op"] not in LAYER_KINDS:
+            raise TableError(
+                f"not a layer description: {text!r} (no layer kind is called {match['op']!r}; "
+                f"known: {', '.join(LAYER_KINDS)}; register your own before you read a table)"
+            )
 
         def pair(name: str) -> tuple[int, int]:
             first, second = match[name].split("x")
@@ -94,13 +101,7 @@ class LayerSpec:
     @property
     def kind(self) -> str:
         """The family that shares a calibration scale and an alignment step."""
-        if self.op == "gemm":
-            return "gemm"
-        if self.groups == "depthwise":
-            return "depthwise"
-        if self.groups != "dense":
-            return "grouped"
-        return "pointwise" if self.kernel == (1, 1) else "conv"
+        return LAYER_KINDS[self.op].family(self)
 
     @property
     def tied(self) -> bool:
@@ -130,23 +131,18 @@ class LayerSpec:
     @property
     def output_size(self) -> tuple[int, int]:
         """Output (height, width)."""
-        top, left, bottom, right = self.pads
+        return LAYER_KINDS[self.op].output_size(self)
 
-        def length(axis: int, pad: int) -> int:
-            reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
-            return (self.size[axis] + pad - reach) // self.stride[axis] + 1
-
-        return length(0, top + bottom), length(1, left + right)
+    def weight_count(self, cin: int, cout: int) -> int:
+        """Weights without the bias: ``kernel * cin * cout``, over the groups of a tied layer."""
+        return self.kernel[0] * self.kernel[1] * (cin // self.group_count(cin)) * cout
 
     def flops(self, cin: int, cout: int) -> int:
         """Multiply-accumulates times two, for the whole batch."""
-        height, width = self.output_size
-        taps = self.kernel[0] * self.kernel[1] * cin // self.group_count(cin)
-        return 2 * self.batch * height * width * cout * taps
+        return LAYER_KINDS[self.op].flops(self, cin, cout)
 
     def bytes_moved(self, cin: int, cout: int) -> int:
         """Bytes of input, output and weights at float32."""
-        taps = self.kernel[0] * self.kernel[1] * cin // self.group_count(cin)
         inputs = self.batch * cin * self.size[0] * self.size[1]
         outputs = self.batch * cout * self.output_size[0] * self.output_size[1]
-        return 4 * (inputs + outputs + taps * cout)
+        return 4 * (inputs + outputs + self.weight_count(cin, cout))

@@ -161,6 +161,8 @@ class _Ratios:
 
 
 def _take_out(keep: list[np.ndarray], coupling: Coupling, name: str, indices: np.ndarray) -> None:
+    if (name, "out") not in coupling.maps:
+        return  # it is of no layer kind, and keeps its channels
     mapping = coupling.maps[name, "out"]
     for group, atom in zip(mapping.group[indices], mapping.atom[indices], strict=True):
         if group >= 0:

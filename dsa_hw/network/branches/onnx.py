@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-LAYER_OPS = ("Conv", "Gemm")
+from profilers.layers.kinds.registry import LAYER_KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class _Reader:
         layers = tuple(
             self.nodes[i].input[1].partition("@")[0].removesuffix(".weight")
             for i in sorted(inside)
-            if self.nodes[i].op_type in LAYER_OPS
+            if LAYER_KINDS.of_operator(self.nodes[i].op_type) is not None
         )
         return Region(add.output[0], shortcut, frozenset(nodes), layers)
 

@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from dsa_hw.errors import UnsupportedModel
 from dsa_hw.network.branches.branch import Branch
-from dsa_hw.network.coupling import PRUNABLE_TYPES
+from dsa_hw.network.layer_modules import layer_types, prunable_types
 
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 PASSING_MODULES = (nn.Identity, nn.ReLU, nn.Dropout, nn.Dropout2d)
@@ -111,11 +111,12 @@ class _LayerTracer(fx.Tracer):
     """Steps into modules that hold layers, and takes all others as they are."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, PRUNABLE_TYPES) or not _holds_layers(m)
+        return isinstance(m, prunable_types()) or not _holds_layers(m)
 
 
 def _holds_layers(module: nn.Module) -> bool:
-    return any(isinstance(m, PRUNABLE_TYPES) for m in module.modules())
+    prunable = prunable_types()
+    return any(isinstance(m, prunable) for m in module.modules())
 
 
 def _innermost_first(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -123,7 +124,7 @@ def _innermost_first(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     named = [
         (name, module)
         for name, module in model.named_modules()
-        if not isinstance(module, (nn.Sequential, nn.ModuleList, *PRUNABLE_TYPES))
+        if not isinstance(module, (nn.Sequential, nn.ModuleList, *prunable_types()))
         and _holds_layers(module)
     ]
     yield from sorted(named, key=lambda item: -len(item[0].split(".")) if item[0] else 1)
@@ -151,7 +152,7 @@ def _junctions(module: nn.Module, graph: fx.Graph) -> list[_Junction]:
                 layers = frozenset(
                     str(n.target) for n in nodes
                     if n.op == "call_module"
-                    and isinstance(module.get_submodule(str(n.target)), (nn.Conv2d, nn.Linear))
+                    and isinstance(module.get_submodule(str(n.target)), layer_types())
                 )  # fmt: skip
                 found.append(_Junction(node, shortcut, end, nodes, layers))
     return found

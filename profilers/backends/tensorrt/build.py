@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from profilers.errors import BackendUnavailable
+from profilers.layers.kinds.registry import LAYER_KINDS
 from profilers.precision import at_precision
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -194,7 +195,8 @@ class EngineBuilder:
 def supported_layers(model: bytes) -> list[str]:
     """Names of the convolutions and linear layers of a model, in the graph's order."""
     graph = onnx.load_from_string(model).graph
-    return [n.name for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    layers = {"MatMul", *(kind.operator for kind in LAYER_KINDS.values())}
+    return [n.name for n in graph.node if n.op_type in layers]
 
 
 def _recording_logger(trt, messages: list[str]):

@@ -1,0 +1,1 @@
+"""Everything that is known of each kind of layer, one file a kind."""
