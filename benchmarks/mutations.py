@@ -90,7 +90,7 @@ def judge(tally: Tally, case: str, read: Callable[[], object]) -> None:
         tally.add(CLEAR if is_clear else TRACEBACK, f"{case}: the message is {error!s:.200}")
     except Hangs:
         tally.add(HANG, case)
-    except Exception:
+    except Exception:  # any other error is what a user would see as a traceback: it is counted so
         last = traceback.format_exc().strip().splitlines()
         tally.add(TRACEBACK, f"{case}: {' | '.join(line.strip() for line in last[-3:])}")
 

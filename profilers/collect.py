@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from profilers.backends import Backend, TimesPacks
 from profilers.errors import ProvenanceMismatch
 from profilers.host import Patience
-from profilers.layers.models import layer_model, tiny_model
+from profilers.layers.models import layer_model, reference_model, tiny_model
 from profilers.layers.spec import LayerSpec
-from profilers.speed import FastWait, SpeedsSeen
+from profilers.speed import FastWait
 from profilers.table import CallKey, Key, LatencyTable, LayerKey
 from profilers.timing import Round, SamplePlan, rounds_in_turn
 from profilers.workers.parallel import members_of
@@ -39,9 +39,6 @@ CALL_SHARE = 4
 """Rounds of a call of the runtime for one of a layer: it is a part of every layer's time."""
 PACK_BYTES = 256 * 2**20
 """Of a pack's inputs, outputs and weights: packing is for small layers."""
-
-REFERENCE_SPEC = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 28x28 b1 fp32 +relu")
-REFERENCE_CHANNELS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +94,7 @@ class Reference:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._model = layer_model(REFERENCE_SPEC, REFERENCE_CHANNELS, REFERENCE_CHANNELS)
+        self._model = reference_model()
 
     def ms(self) -> float:
         """Its time now; where the backend reads the machine's speed by itself, by that."""
@@ -248,8 +245,7 @@ class _Station:
         self._reference = Reference(backend)
         self._readings: deque[float] = deque(maxlen=REFERENCE_READINGS)
         self._read_at = float("-inf")
-        self._seen = SpeedsSeen(table.fast_speed)
-        self._ready = FastWait(lambda: self._seen.fast, on_notice=on_notice)
+        self._ready = FastWait(lambda: table.fast_speed, on_notice=on_notice)
 
     def measure(
         self, pack: Sequence[Request], wanted: Container[Key]
@@ -281,7 +277,7 @@ class _Station:
         else:
             opened, plan = self._backend.open(model), NETWORK_PLAN
         with opened as runner:
-            return rounds_in_turn(runner, plan, self._ready, self._seen)
+            return rounds_in_turn(runner, plan, self._ready)
 
     @property
     def _reference_ms(self) -> float:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from profilers.timing import Round, Runner
+    from profilers.timing import Runner
 
 FAST_QUANTILE = 0.1
 """Of the readings: the machine's fast state, if it was seen as often as that."""
@@ -87,14 +87,6 @@ class SpeedsSeen:
         return self._compute[bisect.bisect_right(self._compute, limit) // 2]
 
 
-def speeds_of(rounds: Iterable[Round]) -> SpeedsSeen:
-    """What the readings beside rounds say."""
-    seen = SpeedsSeen()
-    for one in rounds:
-        seen.add(one.speed)
-    return seen
-
-
 class FastWait:
     """Waits, before a round, until the machine is in its fast state; not for ever.
 
@@ -128,12 +120,17 @@ class FastWait:
         fast, started = self._fast(), self._clock()
         if fast is None or started < self._resumes_at:
             return fast is None
-        while (speed := runner.speed()) is not None and not speed.is_fast(fast):
+        while not self.is_fast(speed := runner.speed()):
+            assert speed is not None
             if self._clock() - started > self._limit_s:
                 self._give_up(speed, fast)
                 return False
             self._sleep(self.PAUSE_S)
         return True
+
+    def is_fast(self, speed: Speed | None) -> bool:
+        """Whether a reading is of the fast state, as far as is known; None is no reading."""
+        return speed is None or speed.is_fast(self._fast())
 
     def _give_up(self, speed: Speed, fast: Speed) -> None:
         self._resumes_at = self._clock() + 3.0 * self._limit_s

@@ -16,7 +16,7 @@ from profilers.speed import Speed
 from profilers.timing import Round
 
 FORMAT = "dsa_hw.latency_table"
-VERSION = 2
+VERSION = 3
 MOST = 2**53
 """Largest number in a table: whole numbers up to it are exact in every reader of JSON."""
 READINGS = ("compute_ms", "memory_ms")

@@ -86,11 +86,9 @@ class Runner:
     def take_round(self, plan: SamplePlan) -> Round:
         """Warm up, choose the loop count, and take one round."""
         before = self._host.read() if self._host else None
-        per_run = max(self.elapsed_ms(1), 1e-4)
-        left_ms = plan.warmup_ms - per_run
-        if left_ms > 0:  # the first run of a small model takes several times as long as others
-            per_run = max(self.elapsed_ms(1), 1e-4)
-            left_ms -= per_run
+        once = [self.elapsed_ms(1) for _ in range(2)]
+        per_run = max(once[-1], 1e-4)
+        left_ms = plan.warmup_ms - sum(once)
         if left_ms > 0:  # the runs of a large network have warmed it up already
             warm = max(1, min(1000, round(left_ms / per_run)))
             per_run = max(self.elapsed_ms(warm) / warm, 1e-4)
@@ -112,7 +110,7 @@ class SamplePlan:
     Args:
         sample_ms: least length of a sample; runs are looped until it is reached.
         samples: samples a round.
-        warmup_ms: discarded runs at the start of a round, at least one of them.
+        warmup_ms: discarded runs at the start of a round, at least two of them.
     """
 
     sample_ms: float = 4.0
@@ -315,8 +313,11 @@ def measure_interleaved(
         taken, slower = {}, 0
         for name in order:
             with subjects[name]() as runner:
-                *others, taken[name] = rounds_in_turn(runner, plan, ready, seen)
-                slower += len(others)
+                rounds = rounds_in_turn(runner, plan, ready)
+            for one in rounds:
+                seen.add(one.speed)
+            taken[name] = rounds[-1]
+            slower += len(rounds) - 1
         passes.append(Pass(taken, slower))
         if on_round:
             on_round(number)
@@ -335,24 +336,19 @@ def measure_interleaved(
     return _combined(list(subjects), passes, fast, min_rounds)
 
 
-def rounds_in_turn(
-    runner: Runner, plan: SamplePlan, ready: FastWait, seen: SpeedsSeen
-) -> list[Round]:
+def rounds_in_turn(runner: Runner, plan: SamplePlan, ready: FastWait) -> list[Round]:
     """Rounds of a subject that is open, up to the first in the machine's fast state.
 
     At most ``TURNS``: opening a subject takes as long as a round.
 
     Args:
-        ready: waits before each.
-        seen: what the rounds' readings are added to.
+        ready: waits before each, and says which is of the fast state.
     """
     rounds: list[Round] = []
     while len(rounds) < TURNS:
         ready.wait(runner)
         rounds.append(runner.take_round(plan))
-        seen.add(rounds[-1].speed)
-        speed = rounds[-1].speed
-        if speed is None or speed.is_fast(seen.fast):
+        if ready.is_fast(rounds[-1].speed):
             break
     return rounds
 

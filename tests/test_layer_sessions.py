@@ -60,4 +60,4 @@ def test_a_call_is_timed_like_a_layer() -> None:
     for model in (tiny_model(), layer_model(SPEC, 512, 512)):
         with backend.open_layer(model) as runner:
             times.append(runner.take_round(PLAN).median_ms)
-    assert times[1] > 2 * times[0]
+    assert times[1] > 5 * times[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -12,6 +14,10 @@ from profilers.layers.spec import LayerSpec
 OPSET = 18
 IR_VERSION = 9
 NOISE = 2**20
+REFERENCE = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 28x28 b1 fp32 +relu")
+REFERENCE_CHANNELS = 128
+"""A millisecond on two cores: waking the threads takes a twentieth of it. At half of the channels a
+reading says little (see ``speed.COMPUTE_SLOW`` for what this one says)."""
 CHECKED_BYTES = 2**26
 """Of weights, up to which a layer's model is checked; larger ones differ in nothing but size."""
 
@@ -73,6 +79,12 @@ def layer_model(spec: LayerSpec, cin: int, cout: int, seed: int = 0) -> bytes:
     if weight.nbytes <= CHECKED_BYTES:
         onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+@functools.cache
+def reference_model() -> bytes:
+    """Serialized model of the kernel whose time says how fast the machine computes."""
+    return layer_model(REFERENCE, REFERENCE_CHANNELS, REFERENCE_CHANNELS)
 
 
 def tiny_model() -> bytes:

@@ -22,7 +22,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -76,9 +75,9 @@ def load_runtime(
     """Import what measuring needs; what cannot be imported is told when it is used."""
     with contextlib.suppress(ImportError):
         importlib.import_module(_info(device, backend, entry).module)
-        from profilers.workers.speedometer import computing_model
+        from profilers.layers.models import reference_model
 
-        computing_model()
+        reference_model()
 
 
 def _info(device: str, backend: str, entry: dict[str, Any] | None) -> BackendInfo:
@@ -158,9 +157,8 @@ class Server:
         return dataclasses.replace(taken, speed=before.slowest(after))
 
     def _speed(self, again: bool = False) -> Speed | None:
-        """None on a card, which is watched in other ways, and where the kernels cannot be run."""
-        needed = ("onnx", "onnxruntime")
-        if self._arguments.get("device", "cpu") != "cpu" or not all(map(find_spec, needed)):
+        """None on a card, which is watched in other ways."""
+        if self._arguments.get("device", "cpu") != "cpu":
             return None
         if self._speedometer is None:
             from profilers.cpu_threads import CpuThreads

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 
 import numpy as np
 
 from profilers.cpu_threads import CpuThreads
-from profilers.layers.models import layer_model
-from profilers.layers.spec import LayerSpec
+from profilers.layers.models import reference_model
 from profilers.speed import Speed
 
-COMPUTING = LayerSpec.parse("conv k3x3 s1x1 p1.1.1.1 d1x1 gdense 28x28 b1 fp32 +relu")
-CHANNELS = 128
-"""A millisecond on two cores: waking the threads takes a twentieth of it. At half of the channels a
-reading says little (see ``COMPUTE_SLOW`` for what this one says)."""
 STREAM_BYTES = 24 * 2**20
 """Read and written by the other kernel: more than a core's own caches. It is one thread's copy,
 because waking a second one varies by more than memory does: of 406 readings the 99th percentile
@@ -29,12 +23,6 @@ MEMORY_FRESH_S = 0.25
 """The same for memory, whose states last for seconds, and whose reading takes a while."""
 
 
-@functools.cache
-def computing_model() -> bytes:
-    """The kernel that is bound by computing."""
-    return layer_model(COMPUTING, CHANNELS, CHANNELS)
-
-
 class Speedometer:
     """Times two small kernels.
 
@@ -45,7 +33,7 @@ class Speedometer:
     def __init__(self, threads: CpuThreads) -> None:
         source = np.full(STREAM_BYTES // 2 // 4, 0.5, dtype=np.float32)
         target = source.copy()
-        kernels = (_opened(computing_model(), threads), lambda: np.copyto(target, source))
+        kernels = (_opened(reference_model(), threads), lambda: np.copyto(target, source))
         self._compute = _Recent(kernels[0], FRESH_S)
         self._memory = _Recent(kernels[1], MEMORY_FRESH_S)
 
