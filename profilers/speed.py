@@ -25,8 +25,11 @@ COMPUTE_SLOW = 1.3
 profiles on such a guest (7,600 rounds), rounds with readings up to 1.15 took 1.00 to 1.06 times
 their fastest (medians, by layers and networks), from 1.15 to 1.3 1.01 to 1.07, and above 1.6 1.6 to
 1.8; what lay between was one or the other."""
-MEMORY_SLOW = 1.4
-"""The same of the kernel that is bound by memory, which varies by 1.2 by itself."""
+MEMORY_SLOW = 2.0
+"""The same of the kernel that is bound by memory. It tells how much of the shared cache the host's
+other guests leave, which layers and networks hardly feel: in two profiles on a 2-processor EPYC
+guest (3,100 rounds) those with readings of 1.4 to 2.0 took 0.98 to 1.04 times as long as the others
+(medians), those above 2.0 1.06."""
 
 
 @dataclass(frozen=True, slots=True)
