@@ -203,9 +203,9 @@ def _time(
     collect(
         own, backend, requests, rounds=ROUNDS, on_progress=lambda d, n: progress(path.stem, d, n)
     )
-    logs = [np.log(t.measurement(k).median_ms) for t in (own, table) for k in anchors]
+    logs = [np.log(t.measurement(k).fastest_ms) for t in (own, table) for k in anchors]
     speed = float(np.exp(np.mean(logs[: len(anchors)]) - np.mean(logs[len(anchors) :])))
-    return np.array([own.measurement(key).median_ms for key in keys]), speed
+    return np.array([own.measurement(key).fastest_ms for key in keys]), speed
 
 
 def predicted(model: LatencyModel, networks: Networks) -> np.ndarray:
@@ -225,7 +225,7 @@ def _by_flops(graph: DeployedGraph, table: LatencyTable, networks: Networks) -> 
         return budget.cost(torch.tensor(widths, dtype=torch.float32)).double().numpy()
 
     keys = [key for key in table.networks() if key.network == graph.digest]
-    times = np.array([table.measurement(key).median_ms for key in keys])
+    times = np.array([table.measurement(key).fastest_ms for key in keys])
     return flops(networks) * float(np.median(times / flops([k.widths for k in keys])))
 
 

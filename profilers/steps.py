@@ -80,7 +80,7 @@ def find_steps(table: LatencyTable, specs: Iterable[LayerSpec]) -> dict[str, int
 def _widest_step(table: LatencyTable, spec: LayerSpec) -> int | None:
     keys = sweep_keys(spec)
     widths = np.array([k.cout for k in keys])
-    logs = np.log([table.measurement(k).median_ms for k in keys])
+    logs = np.log([table.measurement(k).fastest_ms for k in keys])
     rise = logs[-1] - logs[0]
     if rise < LEAST_RISE:
         return None

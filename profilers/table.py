@@ -351,28 +351,29 @@ class LatencyTable:
     def _drift(self, one: TableRound) -> float:
         """How much slower than in its fast state the machine was at a round.
 
-        In another state by what the round's own readings say: layers are slower by about as much,
-        and half of the spread of rounds in all states goes with it.
+        By the round's own readings where it has them: in another state layers are slower by about
+        as much. In the fast state they are not corrected: readings vary by more than layers do.
         """
         speed = one.taken.speed
-        slow = speed is not None and not speed.is_fast(self.fast_speed)
-        return (speed.compute_ms if speed and slow else one.reference_ms) / self.reference_ms
+        if speed is not None and speed.is_fast(self.fast_speed):
+            return 1.0
+        return (speed.compute_ms if speed else one.reference_ms) / self.reference_ms
 
     @property
     def call_ms(self) -> float:
         """What calling the runtime costs by itself; nothing where it was not measured, because
         layers are timed several in one CUDA graph and pay no call."""
-        return self.measurement(CallKey()).median_ms if CallKey() in self else 0.0
+        return self.measurement(CallKey()).fastest_ms if CallKey() in self else 0.0
 
     def layer_ms(self, key: LayerKey) -> float:
-        """A layer's time inside a network: its measurement less the cost of calling the runtime.
+        """A layer's time inside a network: its fastest less the cost of calling the runtime.
 
         At least a tenth of the measurement: the smallest layers are hardly more than the call.
 
         Raises:
             KeyError: never measured.
         """
-        measured = self.measurement(key).median_ms
+        measured = self.measurement(key).fastest_ms
         return max(measured - self.call_ms, 0.1 * measured)
 
     def layers(self) -> Iterator[LayerKey]:

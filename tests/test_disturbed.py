@@ -95,7 +95,7 @@ def test_disturbed_passes_are_taken_again_and_counted() -> None:
     assert value == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize("slow_speed", [SLOW, Speed(1.0, 2.0)])
+@pytest.mark.parametrize("slow_speed", [SLOW, Speed(1.0, 2.5)])
 def test_passes_in_a_slow_state_are_taken_again_and_counted(slow_speed: Speed) -> None:
     machine = Machine(slow=lambda number: number % 3 != 0, slow_speed=slow_speed)
     found = machine.measure(min_rounds=10)

@@ -171,9 +171,9 @@ def test_no_kind_of_layer_is_priced_away(graph: DeployedGraph) -> None:
 
 
 def _slower(taken: TableRound, by: float) -> TableRound:
-    return dataclasses.replace(
-        taken, taken=dataclasses.replace(taken.taken, median_ms=by * taken.taken.median_ms)
-    )
+    one = taken.taken
+    times = {name: by * getattr(one, name) for name in ("median_ms", "p10_ms", "p90_ms")}
+    return dataclasses.replace(taken, taken=dataclasses.replace(one, **times))
 
 
 def test_rescaling_all_times_rescales_predictions(profiled, graph: DeployedGraph) -> None:
@@ -206,14 +206,14 @@ def test_a_budget_fits_its_table_once(graph: DeployedGraph) -> None:
     given = LatencyBudget(table, 1.0, latency=found.latency)
     before = [count(b.bind(graph)[0], graph.dense_widths) for b in (budget, given)]
     for key in list(table.networks()):
-        for taken in [_slower(old, 3.0) for old in table.rounds[key]] * 2:
+        for taken in [_slower(old, 0.3) for old in table.rounds[key]] * 2:
             table.append(key, taken.taken, taken.reference_ms)
     assert [count(b.bind(graph)[0], graph.dense_widths) for b in (budget, given)] == before
     bound, _ = given.bind(graph)
     assert isinstance(bound, ModelledLatency)
     assert bound.model is found.latency.model
     later = count(LatencyBudget(table, 1.0).bind(graph)[0], graph.dense_widths)
-    assert later > 1.3 * before[0]
+    assert later < 0.7 * before[0]
 
 
 def test_a_model_of_another_network_is_refused(graph: DeployedGraph, profiled) -> None:
@@ -364,8 +364,8 @@ def test_unknown_operations_are_named() -> None:
 
 
 class Restless(FakeDevice):
-    """FAKE DEVICE (test): a round of a whole network is off by a tenth either way; layers' are
-    not."""
+    """FAKE DEVICE (test): a round of a whole network is slowed down by a fifth on average, as
+    waiting times are distributed; layers' are not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -374,7 +374,7 @@ class Restless(FakeDevice):
     @contextmanager
     def open(self, model: bytes | Path) -> Iterator[Runner]:
         with super().open(model) as runner:
-            yield FakeRunner(runner.elapsed_ms(1) * float(np.exp(self.rng.normal(0.0, 0.1))))
+            yield FakeRunner(runner.elapsed_ms(1) * (1.0 + self.rng.exponential(0.2)))
 
 
 def test_rounds_go_to_layers_that_count(
@@ -399,10 +399,10 @@ def test_rounds_go_to_layers_that_count(
 def test_the_networks_own_noise_is_told_and_asks_for_no_knots(graph: DeployedGraph) -> None:
     noisy, quiet = reference_table(), reference_table()
     calibration = profile_network(
-        graph, Restless(), noisy, networks=24, rounds=4
+        graph, Restless(), noisy, networks=48, rounds=4
     ).latency.calibration
-    profile_network(graph, FakeDevice(), quiet, networks=24, rounds=4)
+    profile_network(graph, FakeDevice(), quiet, networks=48, rounds=4)
     assert set(noisy.layers()) == set(quiet.layers())
     assert calibration.heldout_mape_pct > GOOD_PCT > calibration.excess_mape_pct
-    # a tenth a round, of four rounds: 5% of their mean, 6% of their median, 0.8 of that on average
-    assert 3.5 < calibration.noise_mape_pct < 6.5
+    # the lowest of four is above the floor by a fifth / 4, and off that by 0.74 of it on average
+    assert 3.0 < calibration.noise_mape_pct < 4.4

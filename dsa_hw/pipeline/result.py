@@ -57,9 +57,9 @@ def result_record(run: Run, outcome: Outcome) -> dict[str, Any]:
     predicted = small.predicted_ms
     if predicted is None:
         predicted = staircase_latency_ms(run.profiled, np.array(small.widths))
-    # Predictions are at the machine's speed when the table was measured; the dense network,
-    # timed then and now, says how fast the machine is now.
-    drift = dense.median_ms / run.table.measurement(_dense_key(run)).median_ms
+    # Predictions are of the fastest rounds when the table was measured; the dense network, timed
+    # then and now, says what a median of now is over that.
+    drift = dense.median_ms / run.table.measurement(_dense_key(run)).fastest_ms
     # The loop's corrections know it already where the target is a number of milliseconds.
     slower = 1.0 if config.target_ms is not None and small.rounds else drift
     flops, params = flops_budget(graph, 1.0), params_budget(graph, 1.0)

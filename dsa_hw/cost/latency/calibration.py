@@ -21,7 +21,7 @@ from scipy.optimize import nnls
 from dsa_hw.cost.latency.coefficients import Coefficients, sized_kind
 from dsa_hw.cost.latency.model import Features, LatencyModel
 from profilers.table import LatencyTable, NetworkKey
-from profilers.timing import Measurement, standard_error_pct
+from profilers.timing import FASTEST_REACH, Measurement
 
 REWEIGHTINGS = 4
 FINER = 1.1
@@ -40,8 +40,8 @@ sixteenth is left: what networks far away say is in the fit that the ridge pulls
 LEAST_WEIGHT = 1e-6
 """Of the farthest networks. Beside the ridge it is nothing; without it, parts of the networks that
 have none near the allocation would have no weight to be fitted with at all."""
-MEAN_OF_NORMAL = 0.8
-"""Mean absolute value of a normal variable, in its standard deviations."""
+MEAN_OF_EXPONENTIAL = 0.74
+"""Mean absolute deviation of an exponential variable, in its standard deviations."""
 LEAST_NEAR = 4
 """Networks nearest to an allocation that its held-out error is of, at the least."""
 
@@ -51,6 +51,8 @@ class CalibrationPoint:
     """One timed network; its prediction comes from a fit that did not see it.
 
     Args:
+        measured_ms: its fastest round (``Measurement.fastest_ms``).
+        ci95_ms: of the undisturbed time, by what the rounds of all networks differ by.
         noise_pct: standard error of ``measured_ms``, from how its rounds differ, in per cent.
     """
 
@@ -89,7 +91,7 @@ class Calibration:
     @property
     def noise_mape_pct(self) -> float:
         """What the mean error would be of a model without any: the measurements' own."""
-        return float(np.mean([MEAN_OF_NORMAL * p.noise_pct for p in self.points]))
+        return float(np.mean([MEAN_OF_EXPONENTIAL * p.noise_pct for p in self.points]))
 
     @property
     def excess_mape_pct(self) -> float:
@@ -113,7 +115,7 @@ def calibrate(
     """
     networks = [key for key in networks if model.choices.allow(key.widths)]
     measured = [table.measurement(key) for key in networks]
-    times = np.array([m.median_ms for m in measured])
+    times = np.array([m.fastest_ms for m in measured])
     features = model.features([key.widths for key in networks])
     layers = model.graph.layers
     designs = [
@@ -151,7 +153,7 @@ def recalibrate(
     """
     networks = [key for key in networks if model.choices.allow(key.widths)]
     measured = [table.measurement(key) for key in networks]
-    times = np.array([m.median_ms for m in measured])
+    times = np.array([m.fastest_ms for m in measured])
     features = model.features([key.widths for key in networks])
     distance = _distances(model, features, around)
     weights = 0.5 ** ((distance**2 - distance.min() ** 2) / NEAR**2)  # the nearest counts fully
@@ -311,7 +313,15 @@ def _folds(count: int, of: np.ndarray | None = None) -> Iterator[tuple[np.ndarra
 def _points(
     networks: Sequence[NetworkKey], predicted: np.ndarray, measured: Sequence[Measurement]
 ) -> tuple[CalibrationPoint, ...]:
+    errors = [m.fastest_error_ms / m.fastest_ms for m in measured]
+    below = min(1.0, FASTEST_REACH * float(np.mean(errors)))
     return tuple(
-        CalibrationPoint(key.widths, float(guess), m.median_ms, m.ci95_ms, standard_error_pct(m))
-        for key, guess, m in zip(networks, predicted, measured, strict=True)
+        CalibrationPoint(
+            key.widths,
+            float(guess),
+            m.fastest_ms,
+            ((1.0 - below) * m.fastest_ms, m.fastest_ms),
+            100.0 * error,
+        )
+        for key, guess, m, error in zip(networks, predicted, measured, errors, strict=True)
     )

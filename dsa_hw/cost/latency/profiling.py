@@ -238,7 +238,7 @@ def refit(latency: CalibratedModel, table: LatencyTable, around: Sequence[int]) 
     model, known = latency.model, latency.calibration
     networks = _networks_of(model.graph, latency.choices, table)
     seen = {(point.widths, point.measured_ms) for point in known.points}
-    new = [k for k in networks if (k.widths, table.measurement(k).median_ms) not in seen]
+    new = [k for k in networks if (k.widths, table.measurement(k).fastest_ms) not in seen]
     if not new and known.prior is None:
         return latency
     prior = known.prior or known.coefficients

@@ -20,7 +20,7 @@ from profilers.collect import Request
 from profilers.grid import Gap
 from profilers.layers.spec import LayerSpec
 from profilers.table import LayerKey
-from profilers.timing import Measurement
+from profilers.timing import FASTEST_REACH
 
 BEND_SHARE = 0.002
 """Of the dense network's latency: smaller bends, over all layers of a kind, are left alone."""
@@ -93,8 +93,8 @@ class Refinement:
         bend, variance = 0.0, 0.0
         for width, weight in weights.items():
             measured = self._table.measurement(self._on_edge(spec, gap, width))
-            bend += weight * measured.median_ms
-            variance += (weight * half_width_ms(measured)) ** 2
+            bend += weight * measured.fastest_ms
+            variance += (weight * FASTEST_REACH * measured.fastest_error_ms) ** 2
         return abs(bend) > np.sqrt(variance) and self._matters(spec, bend)
 
     def _matters(self, spec: LayerSpec, ms: float) -> bool:
@@ -104,8 +104,3 @@ class Refinement:
         grid = self._model.grids[spec]
         inward = (width, grid.outs[-1]) if gap.side == "in" else (grid.ins[-1], width)
         return LayerKey(spec, *grid.pair(*inward))
-
-
-def half_width_ms(measured: Measurement) -> float:
-    """Half the interval, ms."""
-    return measured.median_ms * measured.half_width_pct / 100.0
