@@ -29,8 +29,9 @@ def _run(config: ProfileConfig) -> int:
         progress.say(f"  {note}")
     model, example = build_model(config), example_for(config)
     graph = take_inventory(
-        model, example, precision=config.precision, remove_branches=config.remove_branches
-    )
+        model, example, exclude=config.exclude, precision=config.precision,
+        remove_branches=config.remove_branches,
+    )  # fmt: skip
     for note in frozen_note(graph):
         progress.say(note)
     for warning in unknown_operations_warning(graph) + fixed_branches_warning(graph):

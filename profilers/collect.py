@@ -128,8 +128,9 @@ def collect(
     as unstable.
 
     Rounds begin when the machine is in its fast state (``FastWait``). Those during which others
-    took the processor, or the machine was slower, are taken again, in all at most ``RETAKEN`` times
-    as many as were asked for.
+    took the processor, or the machine was slower, are taken again, in all up to ``RETAKEN`` times
+    as many as were asked for; where that is reached while a request is open, its rounds in a row
+    (``rounds_in_turn``) are still taken.
 
     Args:
         on_progress: called with (rounds done, rounds planned).

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.onnx._internal.exporter import _registration
-from whole_way import TINY
+from whole_way import TINY, profile_into
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
@@ -121,6 +121,18 @@ def _own_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory) -> None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def small_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A measured table of the user's network for ``whole_way.TRAIN``; copy it."""
+    return profile_into(tmp_path_factory.mktemp("small"), 16)
+
+
+@pytest.fixture(scope="session")
+def large_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for ``whole_way.PLAN``."""
+    return profile_into(tmp_path_factory.mktemp("large"), 48)
 
 
 @pytest.fixture

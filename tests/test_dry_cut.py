@@ -11,7 +11,8 @@ from conftest import randomize_norms
 from torch import Tensor, nn
 
 from dsa_hw.errors import UnsupportedModel
-from dsa_hw.network.coupling import NETWORK_OUTPUT, ChannelMap, Coupling, find_coupling
+from dsa_hw.network.channel_flow import NETWORK_OUTPUT
+from dsa_hw.network.coupling import ChannelMap, Coupling, find_coupling
 from dsa_hw.network.dry_cut import random_keep
 from dsa_hw.network.forward import outputs_of
 from dsa_hw.network.graph import DeployedGraph
@@ -61,7 +62,7 @@ class SumWithConcatenation(Headed):
 
 
 class Halves(Headed):
-    """A chunk: its sizes follow from the number of channels, which parts keep unevenly."""
+    """A chunk: both parts lose equally many channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,6 +70,18 @@ class Halves(Headed):
 
     def body(self, x: Tensor) -> Tensor:
         a, b = torch.relu(self.wide(x)).chunk(2, 1)
+        return torch.cat([self.left(a), b], 1)
+
+
+class Pieces(Headed):
+    """Parts whose sizes are numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.left = Block(16, 24), Block(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        a, b = torch.relu(self.wide(x)).split([8, 16], 1)
         return torch.cat([self.left(a), b], 1)
 
 
@@ -86,7 +99,7 @@ class Shuffled(Headed):
 
 
 class Tokens(Headed):
-    """Linear layers on (N, T, C), which are exported as matrix products."""
+    """Linear layers on (N, T, C), which PyTorch exports as matrix products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -188,7 +201,7 @@ def check_cut(model: nn.Module, coupling: Coupling, x: Tensor, seed: int = 5) ->
     assert float((masked - cut).abs().max()) <= 1e-4 * float(masked.std())
 
 
-@pytest.mark.parametrize("kind", [SumWithConcatenation, Twice, ReadTwice])
+@pytest.mark.parametrize("kind", [SumWithConcatenation, Twice, ReadTwice, Halves, Shuffled, Tokens])
 def test_what_can_be_cut_is_cut(kind: type[nn.Module]) -> None:
     model = randomize_norms(built(kind))
     graph, x = inventory(model)
@@ -210,10 +223,8 @@ def test_a_sum_with_a_concatenation_is_two_groups() -> None:
 @pytest.mark.parametrize(
     ("kind", "frozen", "reason"),
     [
-        (Halves, "wide.conv", "parts of fixed size"),
-        (Shuffled, "wide.conv", "the network"),
-        (Tokens, "up", "no convolution or linear layer on"),
-        (Normalised, "wide", r"norm \(GroupNorm\)"),
+        (Pieces, "wide.conv", "the network splits them into parts of fixed size"),
+        (Normalised, "wide", r"norm \(group-norm\)"),
     ],
 )
 def test_what_cannot_be_cut_is_frozen_and_says_why(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,8 +51,9 @@ def test_planning_without_training(workdir: Path, capsys: pytest.CaptureFixture[
     assert "of it" in capsys.readouterr().out
 
 
-def test_training_then_loading_in_a_fresh_process(workdir: Path) -> None:
+def test_training_then_loading_in_a_fresh_process(workdir: Path, small_table: Path) -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    shutil.copy(small_table, "table.jsonl")
     assert prune.main([*TRAIN, "--train-dense", "true", "--out", "runs/t"]) == 0
     result = result_of("runs/t")
     assert result["dense"]["accuracy"] > 0.5  # ten classes
@@ -106,7 +108,10 @@ def test_a_run_that_removes_a_branch(workdir: Path, capsys: pytest.CaptureFixtur
     assert again["pruned"]["accuracy"] == result["pruned"]["accuracy"]
 
 
-def test_folders_that_must_not_be_used(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_that_must_not_be_used(
+    workdir: Path, large_table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(large_table, "table.jsonl")
     assert prune.main([*PLAN, "--out", "runs/a"]) == 0
     content = Path("runs/a/result.json").read_bytes()
     assert prune.main([*PLAN, "--seed", "1", "--out", "runs/a"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,10 +20,11 @@ pytestmark = pytest.mark.measures
 
 
 def test_a_new_target_without_a_new_search(
-    workdir: Path, capsys: pytest.CaptureFixture[str]
+    workdir: Path, small_table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """--search-from takes over what was learned and the dense network, also to distil from."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    shutil.copy(small_table, "table.jsonl")
     assert prune.main([*TRAIN, "--train-dense", "true", "--out", "runs/s"]) == 0
     other = [*TRAIN, "--search-from", "runs/s"]
     other[other.index("0.6")] = "0.9"
@@ -48,9 +50,13 @@ def test_a_new_target_without_a_new_search(
 
 
 @pytest.mark.parametrize(("event", "number"), [("table", 30), ("log", 3), ("log", 10)])
-def test_kill_and_resume(workdir: Path, event: str, number: int) -> None:
+def test_kill_and_resume(
+    workdir: Path, request: pytest.FixtureRequest, event: str, number: int
+) -> None:
     """kill -9 while profiling, in the search, and later; the same command then finishes."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    if event != "table":
+        shutil.copy(request.getfixturevalue("small_table"), "table.jsonl")
     command = [sys.executable, "-m", "dsa_hw.prune", *TRAIN, "--out", "runs/k"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     watched = Path("table.jsonl" if event == "table" else "runs/k/log.jsonl")

@@ -156,8 +156,6 @@ def test_unsupported_layers_are_named(images: torch.Tensor) -> None:
             return self.head(self.norm(self.conv(x)))
 
     groups = find_coupling(Grouped(), images).groups
-    assert groups[0].frozen == (
-        "norm (GroupNorm) takes them, and a GroupNorm cannot be made smaller yet"
-    )
-    with pytest.raises(UnsupportedModel, match=r"conv: norm \(GroupNorm\)"):
+    assert groups[0].frozen == "norm (group-norm) computes over groups of them"
+    with pytest.raises(UnsupportedModel, match=r"conv: norm \(group-norm\)"):
         take_inventory(Grouped(), images)

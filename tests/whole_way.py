@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
 
 TINY = """
 import torch
@@ -30,15 +35,32 @@ def tiny(num_classes=10):
 """
 
 
-COMMON = [
+MEASURED = [
     "--model", "tiny_user_net:tiny", "--table", "table.jsonl", "--calibration-networks", "6",
-    "--rounds", "2", "--threads", "1", "--measure-seconds", "0.5",
+    "--rounds", "2", "--threads", "1",
 ]  # fmt: skip
+COMMON = [*MEASURED, "--measure-seconds", "0.5"]
 PLAN = [*COMMON, "--epochs", "0", "--target-ratio", "0.6", "--input-shape", "3", "48", "48"]
 TRAIN = [
     *COMMON, "--data", "digits", "--input-shape", "3", "16", "16", "--epochs", "3",
     "--finetune-epochs", "1", "--target-ratio", "0.6", "--train-batch-size", "32",
 ]  # fmt: skip
+
+
+def profile_into(folder: Path, size: int) -> Path:
+    """Measure the network's latency table at ``size`` x ``size``, as ``PLAN`` or ``TRAIN`` would.
+
+    Args:
+        folder: gets the network and ``table.jsonl``.
+    """
+    (folder / "tiny_user_net.py").write_text(TINY)
+    shape = ["--input-shape", "3", str(size), str(size)]
+    command = [sys.executable, "-m", "dsa_hw.profile", *MEASURED, *shape]
+    subprocess.run(
+        command, cwd=folder, check=True, capture_output=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])},
+    )  # fmt: skip
+    return folder / "table.jsonl"
 
 
 def result_of(folder: str) -> dict:

@@ -7,20 +7,21 @@ from pathlib import Path
 
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dsa_hw.errors import UserError
 from dsa_hw.network.agreement import AGREEMENT, disagreement, random_batches
 from dsa_hw.network.exported import export_onnx
-from dsa_hw.network.forward import outputs_of
+from dsa_hw.network.forward import arguments_of, output_tensors
 from profilers.backends import Backend
 from profilers.layers.kinds.registry import LAYER_KINDS
 
 
-def export_checked(
-    model: nn.Module, example_inputs: torch.Tensor, path: Path, backend: Backend
-) -> float:
-    """Write ``model`` as ONNX and compare the runtime with PyTorch.
+def export_checked(model: nn.Module, example_inputs: Tensor, path: Path, backend: Backend) -> float:
+    """Write ``model`` as ONNX and compare the runtime with PyTorch, at the first output.
+
+    Args:
+        example_inputs: (N, C, H, W).
 
     Returns:
         The largest absolute difference of the outputs on random inputs, over their standard
@@ -34,8 +35,9 @@ def export_checked(
     partial = path.with_name(f".{path.name}.new")
     onnx.save(exported, partial)
     batches = random_batches(example_inputs.float())
-    expected = [outputs_of(model, batch).float() for batch in batches]
-    got = [torch.from_numpy(backend.outputs(partial, b.cpu().numpy())) for b in batches]
+    expected = [output_tensors(model, batch)[0].float() for batch in batches]
+    numbers = [arguments_of(batch)[0].cpu().numpy() for batch in batches]
+    got = [torch.from_numpy(backend.outputs(partial, batch)) for batch in numbers]
     difference = disagreement(expected, got)
     limit = _agreement(backend.provenance())
     if limit is not None and not difference <= limit:

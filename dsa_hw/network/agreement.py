@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsa_hw.errors import UnsupportedModel, UserError
+from dsa_hw.network.forward import Inputs, batch_of, noise_like, output_tensors
 
 LEAST_SAMPLES = 4
 """Inputs on which outputs are compared, at least: one may not reach what is wrong."""
@@ -18,18 +19,20 @@ makes about 1e-5 of it. On CUDA the runtimes' and PyTorch's float32 is TF32 by d
 mantissa, as float16): a hundredth of the outputs' largest, which lies at 3 to 4 deviations."""
 
 
-def random_batches(example_inputs: Tensor, seed: int = 2) -> list[Tensor]:
-    """Batches like ``example_inputs`` (N, C, H, W), with ``LEAST_SAMPLES`` inputs or more in all.
+def random_batches(example_inputs: Inputs, seed: int = 2) -> list[Inputs]:
+    """Batches like ``example_inputs``, with ``LEAST_SAMPLES`` inputs or more in all.
 
     Returns:
         Seeded noise of unit variance, on the example's device and of its type.
     """
     generator = torch.Generator().manual_seed(seed)
-    shape = example_inputs.shape
-    return [
-        torch.randn(shape, generator=generator).to(example_inputs)
-        for _ in range(math.ceil(LEAST_SAMPLES / shape[0]))
-    ]
+    count = math.ceil(LEAST_SAMPLES / batch_of(example_inputs))
+    return [noise_like(example_inputs, generator) for _ in range(count)]
+
+
+def outputs_on(model: nn.Module, batches: Sequence[Inputs]) -> list[Tensor]:
+    """All output tensors of all batches, one after the other, in evaluation mode."""
+    return [one for batch in batches for one in output_tensors(model, batch)]
 
 
 def disagreement(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:

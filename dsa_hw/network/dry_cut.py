@@ -10,6 +10,7 @@ in ONNX Runtime. Groups that are in the way are found by halving, and frozen wit
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,6 +20,14 @@ from torch import Tensor, nn
 
 from dsa_hw.errors import UnsupportedModel
 from dsa_hw.network.coupling import Coupling
+from dsa_hw.network.forward import (
+    Inputs,
+    arguments_of,
+    as_float,
+    map_inputs,
+    noise_like,
+    output_tensors,
+)
 from dsa_hw.network.graph import DeployedGraph
 from dsa_hw.network.layer_modules import layer_types, weight_axes
 from dsa_hw.network.masks import ChannelMasks, hard_masks
@@ -32,6 +41,9 @@ TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-6}
 about 1e-5 of it in float32 and 1e-13 in float64; a wrong channel by about 1e-2 and more."""
 RUNTIME_TOLERANCE = 1e-2
 """The same between PyTorch and ONNX Runtime, which folds batch-norms and fuses: both float32."""
+MOST_TRIES = 40
+"""Of a check, to find the groups in the way: each is a network cut and run, up to a second or two.
+A single culprit among a hundred groups is found in 15."""
 SAMPLES = 4
 """At most so many samples go through PyTorch; the runtime takes the deployed batch."""
 
@@ -39,14 +51,14 @@ Check = Callable[[Keep], "str | None"]
 
 
 @torch.no_grad()
-def make_probe(model: nn.Module, example_inputs: Tensor) -> nn.Module:
+def make_probe(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     """A copy of ``model`` on the CPU, with random weights under which every layer matters.
 
     Convolutions and linear layers keep the variance of their inputs, and batch-norms normalise it
     as a whole, so that channels stay unlike each other.
 
     Args:
-        example_inputs: (N, C, H, W).
+        example_inputs: (N, C, H, W), or a tensor for each argument.
     """
     probe = copy.deepcopy(model).cpu().float().eval()
     for parameter in probe.parameters():
@@ -71,11 +83,12 @@ def make_probe(model: nn.Module, example_inputs: Tensor) -> nn.Module:
         else:
             for parameter in own.values():
                 uniform(parameter, 0.5, 1.5)
-    _normalise(probe, example_inputs.detach().cpu().float()[:SAMPLES], generator)
+    few = map_inputs(lambda t: t.detach().cpu()[:SAMPLES], example_inputs)
+    _normalise(probe, as_float(few), generator)
     return probe
 
 
-def _normalise(probe: nn.Module, inputs: Tensor, generator: torch.Generator) -> None:
+def _normalise(probe: nn.Module, inputs: Inputs, generator: torch.Generator) -> None:
     """Set running statistics near those of ``inputs``, unlike for every channel."""
 
     def note(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -90,7 +103,7 @@ def _normalise(probe: nn.Module, inputs: Tensor, generator: torch.Generator) -> 
     norms = [m for m in probe.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     hooks = [norm.register_forward_pre_hook(note) for norm in norms]
     try:
-        probe(inputs)
+        probe(*arguments_of(inputs))
     finally:
         for hook in hooks:
             hook.remove()
@@ -102,14 +115,14 @@ class DryCut:
     Args:
         probe: see ``make_probe``.
         graph: its deployed graph, exported from the probe itself.
-        example_inputs: (N, C, H, W) of the deployed batch size.
+        example_inputs: (N, C, H, W), or a tensor for each argument, of the deployed batch size.
     """
 
-    def __init__(self, probe: nn.Module, graph: DeployedGraph, example_inputs: Tensor) -> None:
+    def __init__(self, probe: nn.Module, graph: DeployedGraph, example_inputs: Inputs) -> None:
         self._probe, self._graph = probe, graph
         generator = torch.Generator().manual_seed(1)
-        self._batch = torch.randn(example_inputs.shape, generator=generator)
-        self._inputs = self._batch[:SAMPLES]
+        self._batch = noise_like(example_inputs, generator)
+        self._inputs = map_inputs(lambda t: t[:SAMPLES], self._batch)
 
     def checked(self) -> Coupling:
         """The graph's coupling, with the groups frozen that cannot be cut.
@@ -134,7 +147,7 @@ class DryCut:
             if check(keep) is None:
                 continue
             free = [i for i, group in enumerate(coupling.groups) if not group.frozen]
-            coupling = coupling.frozen(_culprits(coupling, keep, free, check))
+            coupling = coupling.frozen(_culprits(coupling, keep, free, check, MOST_TRIES))
             still = check(_only(coupling, keep, free))
             if still is not None:
                 raise UnsupportedModel(
@@ -151,21 +164,22 @@ class DryCut:
         if said is not None and said.startswith(DIFFERENT):
             # float32 may not be enough where many channels cancel
             said = self._difference(
-                copy.deepcopy(self._probe).double(), keep, self._inputs.double()
+                copy.deepcopy(self._probe).double(), keep, _as_double(self._inputs)
             )
         return said
 
-    def _difference(self, probe: nn.Module, keep: Keep, inputs: Tensor) -> str | None:
+    def _difference(self, probe: nn.Module, keep: Keep, inputs: Inputs) -> str | None:
         coupling = self._graph.coupling
         masks = ChannelMasks(probe, coupling, inputs)
-        masks.set(hard_masks(coupling, (), keep)[0].to(inputs.dtype))
-        masked = _outputs(probe, inputs)
+        dtype = next(probe.parameters()).dtype
+        masks.set(hard_masks(coupling, (), keep)[0].to(dtype))
+        masked = output_tensors(probe, inputs)
         masks.remove()
         try:
-            cut = _outputs(remove_channels(probe, coupling, keep), inputs)
+            cut = output_tensors(remove_channels(probe, coupling, keep), inputs)
         except Exception as error:  # the model's own code, on shapes that it was not written for
             return f"the network does not run without them ({_first_line(error)})"
-        return _disagreement(masked, cut, TOLERANCE[inputs.dtype], "the masked network")
+        return _disagreement(masked, cut, TOLERANCE[dtype], "the masked network")
 
     def _graph_is_cut(self, keep: Keep) -> str | None:
         """What differs between the cut probe and the deployed graph at its widths."""
@@ -185,11 +199,11 @@ class DryCut:
                     f"{shape} in the deployed graph"
                 )
         try:
-            outputs = _run(model, self._batch.numpy())
+            outputs = _run(model, self._batch)
         except Exception as error:  # of the runtime: its classes have no common one
             return f"ONNX Runtime does not run the network without them ({_first_line(error)})"
-        expected = _outputs(small, self._inputs)
-        got = tuple(torch.from_numpy(o)[: len(self._inputs)] for o in outputs)
+        expected = output_tensors(small, self._batch)
+        got = [torch.from_numpy(output) for output in outputs]
         return _disagreement(expected, got, RUNTIME_TOLERANCE, "ONNX Runtime's")
 
 
@@ -218,20 +232,36 @@ def _only(coupling: Coupling, keep: Keep, groups: Sequence[int]) -> list[np.ndar
 
 
 def _culprits(
-    coupling: Coupling, keep: Keep, groups: Sequence[int], check: Check
+    coupling: Coupling, keep: Keep, groups: Sequence[int], check: Check, tries: int
 ) -> dict[int, str]:
-    """Groups of ``groups`` that fail when they alone are cut, and why; found by halving."""
-    failed = check(_only(coupling, keep, groups))
-    if failed is None or not groups:
-        return {}
-    if len(groups) == 1:
-        return {groups[0]: failed}
-    middle = len(groups) // 2
+    """Groups of ``groups`` that fail when they are cut, and why; found by halving.
+
+    What fails is halved, the largest first, until single groups fail or ``tries`` checks were made:
+    then the rest is not told apart, and all of it fails.
+    """
     found: dict[int, str] = {}
-    for half in (groups[:middle], groups[middle:]):
-        found |= _culprits(coupling, keep, half, check)
-    if not found:  # each half alone can be cut, and both together cannot
-        return dict.fromkeys(groups, failed)
+    failing: deque[tuple[Sequence[int], str]] = deque()
+
+    def test(part: Sequence[int]) -> bool:
+        failed = check(_only(coupling, keep, part)) if part else None
+        if failed is not None:
+            failing.append((part, failed))
+        return failed is not None
+
+    test(groups)
+    left = tries - 1
+    while failing:
+        part, failed = failing.popleft()
+        if len(part) == 1:
+            found[part[0]] = failed
+        elif left < 2:
+            among = f"{failed} (one or more of {len(part)} groups; not told apart)"
+            found |= dict.fromkeys(part, among)
+        else:
+            left -= 2
+            middle = len(part) // 2
+            if not any([test(part[:middle]), test(part[middle:])]):
+                found |= dict.fromkeys(part, failed)  # each half can be cut, and both cannot
     return found
 
 
@@ -244,27 +274,30 @@ def frozen_summary(coupling: Coupling) -> str:
     return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
 
 
-@torch.no_grad()
-def _outputs(model: nn.Module, inputs: Tensor) -> tuple[Tensor, ...]:
-    outputs = model(inputs)
-    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+def _as_double(inputs: Inputs) -> Inputs:
+    return map_inputs(lambda t: t.double() if t.is_floating_point() else t, inputs)
 
 
-def _run(model: bytes, batch: np.ndarray) -> list[np.ndarray]:
+def _run(model: bytes, batch: Inputs) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4  # what is wrong comes as an exception
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    outputs = session.run(None, {session.get_inputs()[0].name: batch})
+    names = [given.name for given in session.get_inputs()]
+    feeds = {n: t.numpy() for n, t in zip(names, arguments_of(batch), strict=True)}
+    outputs = session.run(None, feeds)
     return [np.asarray(output) for output in outputs]
 
 
 def _disagreement(
     expected: Sequence[Tensor], got: Sequence[Tensor], tolerance: float, whose: str
 ) -> str | None:
+    if len(expected) != len(got):
+        return f"there are {len(got)} outputs where {len(expected)} were expected"
     for one, other in zip(expected, got, strict=True):
         if one.shape != other.shape:
             return f"the outputs' shape changes from {tuple(one.shape)} to {tuple(other.shape)}"
+        one, other = one.double(), other.double()
         spread = float(one.std(correction=0))
         difference = float((one - other).abs().max())
         if not difference <= tolerance * spread:

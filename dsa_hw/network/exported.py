@@ -12,20 +12,45 @@ from torch import nn
 
 from dsa_hw.errors import UnsupportedModel
 from dsa_hw.network.branches.onnx import drop_repeated_activations
+from dsa_hw.network.forward import Inputs, arguments_of
+from dsa_hw.network.onnx_forms import linear_as_gemm
 
 
-def export_onnx(model: nn.Module, example_inputs: torch.Tensor) -> onnx.ModelProto:
+def captured(model: nn.Module, example_inputs: Inputs) -> torch.export.ExportedProgram:
+    """The operations that ``model`` does on ``example_inputs``, in evaluation mode.
+
+    Raises:
+        UnsupportedModel: it cannot be traced.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, arguments_of(example_inputs), strict=False)
+    except Exception as error:  # whatever the model's own code does when it is traced
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot be traced ({type(error).__name__}: "
+            f"{_first_line(error)}); exclude does not help here"
+        ) from error
+    finally:
+        model.train(was_training)
+
+
+def export_onnx(model: nn.Module, example_inputs: Inputs) -> onnx.ModelProto:
     """ONNX graph of ``model`` in evaluation mode, batch-norms folded, fixed batch size.
 
     Args:
-        example_inputs: (N, C, H, W); N is the deployed batch size.
+        example_inputs: (N, C, H, W), or a tensor for each argument; N is the deployed batch size.
+            A single input is called ``input``, and a single output ``output``.
 
     Raises:
         UnsupportedModel: PyTorch cannot export it.
     """
     # A copy, so that training's device and memory format leave no trace in the graph.
     plain = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()  # pyright: ignore
-    example = example_inputs.detach().cpu().contiguous()
+    given = arguments_of(example_inputs)
+    arguments = tuple(one.detach().cpu().contiguous() for one in given)
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -33,23 +58,39 @@ def export_onnx(model: nn.Module, example_inputs: torch.Tensor) -> onnx.ModelPro
             warnings.simplefilter("ignore")  # the exporter's own deprecations
             program = torch.onnx.export(
                 plain,
-                (example,),
+                arguments,
                 dynamo=True,
                 optimize=True,
                 verbose=False,
-                input_names=["input"],
-                output_names=["output"],
+                input_names=["input"] if len(arguments) == 1 else None,
             )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise UnsupportedModel(
-            f"{type(model).__name__} cannot be exported to ONNX ({type(error).__name__}: {reason})"
+            f"{type(model).__name__} cannot be exported to ONNX ({type(error).__name__}: "
+            f"{_first_line(error)})"
         ) from error
     assert program is not None
-    exported = program.model_proto
+    _name_single_output(program.model_proto.graph)
+    exported = onnx.shape_inference.infer_shapes(program.model_proto, data_prop=True)
+    linear_as_gemm(exported, plain)
     for node in exported.graph.node:
         del node.metadata_props[:]  # stack traces, with paths of this machine
         node.doc_string = ""
     del exported.graph.value_info[:]
     drop_repeated_activations(exported.graph)
     return exported
+
+
+def _name_single_output(graph: onnx.GraphProto) -> None:
+    if len(graph.output) != 1 or graph.output[0].name == "output":
+        return
+    old = graph.output[0].name
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for at, name in enumerate(names):
+                names[at] = "output" if name == old else name
+    graph.output[0].name = "output"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")

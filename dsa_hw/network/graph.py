@@ -20,6 +20,7 @@ from dsa_hw.network.branches.branch import Branch, removed_branches
 from dsa_hw.network.branches.onnx import Region, cut_regions, residual_regions
 from dsa_hw.network.coupling import Coupling
 from dsa_hw.network.elements import FREE_OPS, KINDS, Layer, Linear, Operation, Widths, add_linear
+from dsa_hw.network.onnx_forms import free_channel_numbers, value_shapes
 from profilers.layers.kinds.kind import Attributes, LayerKind, LayerNode, WeightAxes
 from profilers.layers.kinds.registry import LAYER_KINDS
 from profilers.layers.models import random_weight
@@ -54,7 +55,8 @@ class DeployedGraph:
         self.coupling = coupling
         self.precision = precision
         self._weights = {i.name: i for i in self.model.graph.initializer}
-        self._shapes = _value_shapes(self.model)
+        self._shapes = value_shapes(self.model)
+        free_channel_numbers(self.model, self._shapes)
         self._consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.model.graph.node:
             for name in node.input:
@@ -143,7 +145,6 @@ class DeployedGraph:
                 tensor.raw_data = value.astype(np.float32, copy=False).tobytes()
         for node in graph.node:
             self._fix_attributes(node, widths)
-        _free_reshapes(graph)
         return model.SerializeToString()
 
     def layer_shapes(self, widths: Widths) -> list[tuple[int, ...]]:
@@ -180,7 +181,6 @@ class DeployedGraph:
                     value = value.take(kept, axis)
                 tensors[name].CopyFrom(numpy_helper.from_array(value, name))
             self._fix_attributes(node, widths)
-        _free_reshapes(graph)
         return model.SerializeToString()
 
     def _kept_by_axis(
@@ -386,26 +386,6 @@ def _kind_of(node: onnx.NodeProto) -> LayerKind:
 
 def _attributes(node: onnx.NodeProto) -> Attributes:
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
-
-
-def _value_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    graph = model.graph
-    return {
-        v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
-        for v in [*graph.input, *graph.output, *graph.value_info]
-    }
-
-
-def _free_reshapes(graph: onnx.GraphProto) -> None:
-    """Let a reshape to (N, features) take its feature count from the data."""
-    constants = {i.name: i for i in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Reshape" and node.input[1] in constants:
-            tensor = constants[node.input[1]]
-            shape = numpy_helper.to_array(tensor).copy()
-            if len(shape) == 2 and (shape > 0).all():
-                shape[1] = -1
-                tensor.CopyFrom(numpy_helper.from_array(shape, tensor.name))
 
 
 SECOND_USE = "@"

@@ -7,22 +7,23 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from dsa_hw.network.branches.branch import Branch
 from dsa_hw.network.branches.onnx import Region
 from dsa_hw.network.branches.torch import locate_branches
-from dsa_hw.network.coupling import NETWORK_OUTPUT, Coupling, find_coupling
+from dsa_hw.network.channel_flow import NETWORK_OUTPUT
+from dsa_hw.network.coupling import Coupling, find_coupling
 from dsa_hw.network.dry_cut import DryCut, frozen_summary, make_probe
 from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.forward import Inputs, as_float, map_inputs
 from dsa_hw.network.graph import DeployedGraph
 from dsa_hw.network.layer_modules import layer_types
 
 
 def take_inventory(
     model: nn.Module,
-    example_inputs: torch.Tensor,
+    example_inputs: Inputs,
     *,
     exclude: Sequence[str] = (),
     precision: str = "fp32",
@@ -34,7 +35,8 @@ def take_inventory(
     cannot be cut are frozen, and say why (``frozen_note``).
 
     Args:
-        example_inputs: (N, C, H, W), on the model's device; N is the deployed batch size.
+        example_inputs: (N, C, H, W), or a tensor for each argument, on the model's device; N is the
+            deployed batch size.
         exclude: patterns of module names whose channels all stay.
         remove_branches: also look for residual branches that can be removed; without it there are
             none in the graph.
@@ -43,7 +45,7 @@ def take_inventory(
         UnsupportedModel: the model cannot be traced, exported, or cut.
     """
     probe = make_probe(model, example_inputs)
-    example = example_inputs.detach().cpu().float()
+    example = as_float(map_inputs(lambda t: t.detach().cpu(), example_inputs))
     coupling = find_coupling(probe, example, exclude)
     graph = DeployedGraph(export_onnx(probe, example), coupling, precision)
     graph.coupling = coupling.frozen(_without_layers(graph, probe))
@@ -71,6 +73,17 @@ def _without_layers(graph: DeployedGraph, model: nn.Module) -> dict[int, str]:
                 "(linear layers on more dimensions are matrix products there)",
             )
     return reasons
+
+
+def prunable_parameters(model: nn.Module, coupling: Coupling) -> int:
+    """How many parameters are in layers that can lose channels."""
+    free = {index for index, group in enumerate(coupling.groups) if group.frozen is None}
+    return sum(
+        parameter.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, layer_types()) and coupling.groups_of(name) & free
+        for parameter in module.parameters(recurse=False)
+    )
 
 
 def frozen_note(graph: DeployedGraph) -> list[str]:

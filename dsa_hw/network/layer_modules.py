@@ -44,6 +44,11 @@ def weight_axes(module: nn.Module) -> WeightAxes:
     raise TypeError(f"{type(module).__name__} is of no layer kind")
 
 
+def channel_axis(module: nn.Module) -> int:
+    """The axis of a layer's or norm's output that its channels are on."""
+    return -1 if isinstance(module, nn.Linear) else 1
+
+
 def group_count(module: nn.Module) -> int:
     """Groups of input channels, of which each output channel reads one; 1 where it reads all."""
     return getattr(module, "groups", 1) if isinstance(module, layer_types()) else 1

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_flatten
 
 from dsa_hw.network.branches.branch import Branch
 from dsa_hw.network.coupling import Coupling
-from dsa_hw.network.layer_modules import prunable_types
+from dsa_hw.network.forward import Inputs, arguments_of, device_of, map_inputs, tensors_of
+from dsa_hw.network.layer_modules import channel_axis, prunable_types
 
 
 class MaskStore:
@@ -138,7 +138,8 @@ class ChannelMasks:
 
     Args:
         model: changed in place, until ``remove``.
-        example_inputs: (N, C, H, W), to see which layers batch-norms alone follow.
+        example_inputs: (N, C, H, W), or a tensor for each argument, to see which layers batch-norms
+            alone follow.
         with_gradients: collect the loss's gradient by mask (``gate_gradients``) while training.
         branches: that have gates.
     """
@@ -147,7 +148,7 @@ class ChannelMasks:
         self,
         model: nn.Module,
         coupling: Coupling,
-        example_inputs: Tensor,
+        example_inputs: Inputs,
         with_gradients: bool = False,
         branches: Sequence[Branch] = (),
     ) -> None:
@@ -158,7 +159,7 @@ class ChannelMasks:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         gates = {branch.end: last + 1 + number for number, branch in enumerate(branches)}
         modules = dict(model.named_modules())
-        followed = _followed_by_norm(model, example_inputs)
+        followed, device = _followed_by_norm(model, example_inputs), device_of(example_inputs)
         for (name, side), mapping in coupling.maps.items():
             module = modules[name]
             shrinks = [coupling.groups[g].frozen is None for g in set(mapping.group) if g >= 0]
@@ -167,9 +168,9 @@ class ChannelMasks:
             index = torch.as_tensor(mapping.group * self._size + mapping.atom)
             index = torch.where(torch.as_tensor(mapping.group) >= 0, index, last)
             gate = gates.pop(name) if name in gates and _scales_outputs(module) else None
-            self._attach(module, index.to(example_inputs.device), name in followed, gate)
+            self._attach(module, index.to(device), name in followed, gate)
         for name, gate in gates.items():
-            index = torch.tensor([last], device=example_inputs.device)
+            index = torch.tensor([last], device=device)
             self._hook(modules[name], index, gate)
 
     def set(self, masks: Tensor | None, branch_gates: Tensor | None = None) -> None:
@@ -245,12 +246,14 @@ def _masking_hook(store: MaskStore, layer: int):
         mask = store.of(layer)
         if mask is None:
             return output
-        return output * mask.to(output.dtype).view(1, -1, *[1] * (output.dim() - 2))
+        shape = [1] * output.dim()
+        shape[channel_axis(module)] = -1
+        return output * mask.to(output.dtype).view(shape)
 
     return hook
 
 
-def _followed_by_norm(model: nn.Module, example_inputs: Tensor) -> set[str]:
+def _followed_by_norm(model: nn.Module, example_inputs: Inputs) -> set[str]:
     """Names of the layers whose outputs batch-norms take as they are, and nothing else takes.
 
     Who takes an output is read off the gradients' graph.
@@ -278,7 +281,7 @@ def _followed_by_norm(model: nn.Module, example_inputs: Tensor) -> set[str]:
     model.eval()
     try:
         with torch.enable_grad():
-            outputs = model(example_inputs.detach().clone().requires_grad_())
+            outputs = model(*arguments_of(map_inputs(_leaf, example_inputs)))
     finally:
         model.train(was_training)
         for handle in handles:
@@ -291,11 +294,15 @@ def _followed_by_norm(model: nn.Module, example_inputs: Tensor) -> set[str]:
     return {name for name, normed in alone.items() if normed}
 
 
+def _leaf(tensor: Tensor) -> Tensor:
+    """A copy that gradients reach, where they can."""
+    return tensor.detach().clone().requires_grad_(tensor.is_floating_point())
+
+
 def _readers(outputs: object) -> Counter[torch.autograd.graph.Node | None]:
     """How often the result of every node of the gradients' graph is read, by a node or as an
     output."""
-    tensors, _ = tree_flatten(outputs)
-    waiting = [t.grad_fn for t in tensors if isinstance(t, Tensor) and t.grad_fn is not None]
+    waiting = [t.grad_fn for t in tensors_of(outputs) if t.grad_fn is not None]
     readers: Counter[torch.autograd.graph.Node | None] = Counter(waiting)
     seen = set(waiting)
     while waiting:

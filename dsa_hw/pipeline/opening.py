@@ -168,9 +168,10 @@ def load_dense(config: PruneConfig) -> Dense:
             f"{config.model} does not run on inputs of shape {tuple(example.shape)}: {error} "
             "(--input-shape asks for another)"
         ) from error
-    if not isinstance(outputs, torch.Tensor):
+    if data is not None and not isinstance(outputs, torch.Tensor):
         raise UserError(
-            f"{config.model} returns a {type(outputs).__name__}; expected one tensor of scores"
+            f"{config.model} returns a {type(outputs).__name__}; training expects one tensor of "
+            "scores (--epochs 0 plans without it, and your own loop takes any outputs)"
         )
     if data is not None and outputs.shape[-1] < data.num_classes:
         raise UserError(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from dsa_hw.allocation.target_loop import Timed
-from dsa_hw.network.agreement import masked_and_cut_difference, random_batches
-from dsa_hw.network.forward import outputs_of
+from dsa_hw.network.agreement import masked_and_cut_difference, outputs_on, random_batches
+from dsa_hw.network.forward import Inputs
 from dsa_hw.network.graph import DeployedGraph
 from dsa_hw.network.masks import ChannelMasks, hard_masks
 from dsa_hw.network.removal import Keep
@@ -30,7 +29,7 @@ class LastTiming:
 
 
 def masked_difference(
-    model: nn.Module, small: nn.Module, graph: DeployedGraph, keep: Keep, example: torch.Tensor
+    model: nn.Module, small: nn.Module, graph: DeployedGraph, keep: Keep, example: Inputs
 ) -> float:
     """Largest difference between the masked dense network and the pruned one, on random inputs.
 
@@ -41,7 +40,7 @@ def masked_difference(
     masks.set(*hard_masks(graph.coupling, graph.branches, keep))
     batches = random_batches(example)
     try:
-        masked = [outputs_of(model, batch) for batch in batches]
+        masked = outputs_on(model, batches)
     finally:
         masks.remove()
-    return masked_and_cut_difference(masked, [outputs_of(small, batch) for batch in batches])
+    return masked_and_cut_difference(masked, outputs_on(small, batches))

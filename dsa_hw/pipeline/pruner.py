@@ -40,9 +40,9 @@ from dsa_hw.cost.branch_gates import BranchGates
 from dsa_hw.cost.budget import Budget, BudgetRequest, check_names
 from dsa_hw.cost.choices import WidthChoices, merged_choices
 from dsa_hw.errors import InfeasibleBudget, SearchWarning
-from dsa_hw.network.agreement import masked_and_cut_difference, random_batches
+from dsa_hw.network.agreement import masked_and_cut_difference, outputs_on, random_batches
 from dsa_hw.network.branches.branch import Branch, removed_branches
-from dsa_hw.network.forward import frozen_statistics, outputs_of
+from dsa_hw.network.forward import Inputs, device_of, frozen_statistics
 from dsa_hw.network.inventory import fixed_branches_warning, take_inventory
 from dsa_hw.network.masks import ChannelMasks, hard_masks
 from dsa_hw.network.removal import Keep, remove_channels
@@ -114,7 +114,7 @@ class DSAPruner:
 
     Args:
         model: trained in place; masks are live in it until ``finish``.
-        example_inputs: (N, C, H, W) on the model's device; N is the deployed batch size.
+        example_inputs: (N, C, H, W) on the model's device, or one such tensor an argument.
         budgets: one or several; all of them are met.
         total_steps: calls of ``step`` that the search will have.
         trained: the model's weights are: its loss may rise at first, since the learning rate does.
@@ -132,7 +132,7 @@ class DSAPruner:
     def __init__(
         self,
         model: nn.Module,
-        example_inputs: Tensor,
+        example_inputs: Inputs,
         budgets: BudgetRequest | Sequence[BudgetRequest],
         total_steps: int,
         *,
@@ -147,7 +147,7 @@ class DSAPruner:
         self.settings = settings or SearchSettings()
         self.total_steps, self._trained = total_steps, trained
         self._model, self._example = model, example_inputs
-        device = example_inputs.device
+        device = device_of(example_inputs)
         self.graph = take_inventory(
             model, example_inputs, exclude=exclude, remove_branches=remove_branches
         )
@@ -507,7 +507,7 @@ class DSAPruner:
         allocation = allocate(self.choices, values, budgets, measure, refine=refine)
         found = self.finish_at(allocation)
         if batches is not None:
-            retake_statistics(found.model, batches, self._example.device)
+            retake_statistics(found.model, batches, device_of(self._example))
         return found
 
     def rounding_values(self, choices: WidthChoices, widths: np.ndarray) -> list[np.ndarray]:
@@ -546,7 +546,7 @@ class DSAPruner:
         self._masks.remove()
         branches = self.graph.branches
         small = remove_channels(self._model, self.coupling, keep, branches)
-        cut = [outputs_of(small, batch) for batch in random_batches(self._example)]
+        cut = outputs_on(small, random_batches(self._example))
         difference = masked_and_cut_difference(masked, cut)
         gone = removed_branches(branches, allocation.widths.tolist())
         return Pruned(small, allocation, keep, ratios, difference, gone)
@@ -554,7 +554,7 @@ class DSAPruner:
     def _outputs_with(self, keep: Keep) -> list[Tensor]:
         masks, gates = hard_masks(self.coupling, self.graph.branches, keep)
         self._masks.set(masks.to(self._dense.device), gates.to(self._dense.device))
-        return [outputs_of(self._model, batch) for batch in random_batches(self._example)]
+        return outputs_on(self._model, random_batches(self._example))
 
     # -- resume --------------------------------------------------------------------------------
 

@@ -81,6 +81,7 @@ class ModelConfig(DeviceConfig):
     remove_branches: bool = _option(
         False, "whole residual branches may be removed (those with an identity shortcut)"
     )
+    exclude: tuple[str, ...] = _option((), "patterns of layer names that keep all channels")
     seed: int = _option(0, "of weights, data order, masks and random widths")
 
 
@@ -95,7 +96,6 @@ class TrainingConfig(ModelConfig):
 
     pretrained: bool = _option(False, "start from torchvision's or timm's weights")
     weights: str | None = _option(None, "start from these weights (safetensors)", path="file")
-    exclude: tuple[str, ...] = _option((), "patterns of layer names that keep all channels")
     importance: str = _option(
         "auto",
         "base importance: bn_scale, filter_l1, taylor, or package.module:factory; auto: taylor, "

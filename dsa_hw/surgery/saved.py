@@ -16,6 +16,7 @@ from torch import nn
 from dsa_hw.errors import RunFolderError, UnsupportedModel, UserError
 from dsa_hw.network.branches.branch import Branch, removed_branches
 from dsa_hw.network.coupling import Coupling, find_coupling
+from dsa_hw.network.forward import Inputs, arguments_of
 from dsa_hw.network.removal import Keep, kept_widths, remove_channels
 from dsa_hw.runs.durable_files import replace_file
 from dsa_hw.surgery.saved_widths import kept_atoms, network_digest, read_widths
@@ -29,7 +30,7 @@ def save_pruned(
     small: nn.Module,
     coupling: Coupling,
     keep: Keep,
-    example_inputs: torch.Tensor,
+    example_inputs: Inputs,
     exclude: Sequence[str] = (),
     branches: Sequence[Branch] = (),
 ) -> None:
@@ -39,6 +40,7 @@ def save_pruned(
         branches: that might have been removed; the file names those that were.
     """
     gone = removed_branches(branches, kept_widths(coupling, keep))
+    given = arguments_of(example_inputs)
     groups = [
         {
             "name": group.name,
@@ -51,7 +53,8 @@ def save_pruned(
     content = {
         "version": 1,
         "network": network_digest(coupling),
-        "input_shape": list(example_inputs.shape),
+        "input_shape": list(given[0].shape),
+        **({"more_inputs": [_described(one) for one in given[1:]]} if len(given) > 1 else {}),
         "exclude": list(exclude),
         "groups": groups,
         "removed_branches": [asdict(branch) for branch in gone],
@@ -59,6 +62,10 @@ def save_pruned(
     replace_file(run_dir / WIDTHS_FILE, (json.dumps(content, indent=1) + "\n").encode())
     weights = {n: t.detach().cpu().contiguous() for n, t in small.state_dict().items()}
     replace_file(run_dir / WEIGHTS_FILE, save(weights))
+
+
+def _described(tensor: torch.Tensor) -> dict[str, object]:
+    return {"shape": list(tensor.shape), "real": tensor.is_floating_point()}
 
 
 def load_pruned(model: nn.Module, run_dir: str | Path) -> nn.Module:
@@ -78,8 +85,12 @@ def load_pruned(model: nn.Module, run_dir: str | Path) -> nn.Module:
     saved = read_widths(run_dir / WIDTHS_FILE)
     parameter = next(model.parameters())
     example = torch.zeros(saved.traced_shape, device=parameter.device, dtype=parameter.dtype)
+    others = [
+        torch.zeros(shape, device=parameter.device, dtype=parameter.dtype if real else torch.long)
+        for shape, real in saved.more_inputs
+    ]
     try:
-        coupling = find_coupling(model, example, saved.exclude)
+        coupling = find_coupling(model, (example, *others), saved.exclude)
     except UnsupportedModel as error:
         raise RunFolderError(
             f"{run_dir / WIDTHS_FILE} says that inputs are of shape {list(saved.input_shape)}, and "

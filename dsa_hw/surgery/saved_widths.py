@@ -41,7 +41,8 @@ class SavedWidths:
     Args:
         network: digest of the groups of the network (``network_digest``); None in files of
             earlier versions.
-        input_shape: (N, C, H, W).
+        input_shape: (N, C, H, W) of the first input.
+        more_inputs: shapes of the others, and whether they are real numbers.
         exclude: patterns of names of layers.
     """
 
@@ -50,6 +51,7 @@ class SavedWidths:
     exclude: tuple[str, ...]
     groups: tuple[SavedGroup, ...]
     removed_branches: tuple[Branch, ...]
+    more_inputs: tuple[tuple[tuple[int, ...], bool], ...] = ()
 
     @property
     def traced_shape(self) -> tuple[int, ...]:
@@ -76,12 +78,8 @@ def read_widths(path: Path) -> SavedWidths:
         raise RunFolderError(f"{path} cannot be read: {error}") from error
     read = _Reader(path)
     fields = read.mapping(content, "the file")
-    shape = tuple(read.integers(fields, "input_shape", "the file"))
-    if not 2 <= len(shape) <= 5 or min(shape) < 1 or math.prod(shape[1:]) > LARGEST_IMAGE:
-        raise read.wrong(
-            f"input_shape is {list(shape)}; expected (N, C, H, W) with at most {LARGEST_IMAGE} "
-            "values in an image"
-        )
+    shape = read.shape(fields, "input_shape", "the file")
+    others = read.items({"more_inputs": [], **fields}, "more_inputs", "the file")
     groups = [read.group(g, i) for i, g in enumerate(read.items(fields, "groups", "the file"))]
     branches = read.items({"removed_branches": [], **fields}, "removed_branches", "the file")
     network = fields.get("network")
@@ -93,6 +91,7 @@ def read_widths(path: Path) -> SavedWidths:
         exclude=read.texts(fields, "exclude", "the file"),
         groups=tuple(groups),
         removed_branches=tuple(read.branch(b, i, len(groups)) for i, b in enumerate(branches)),
+        more_inputs=tuple(read.input(one, i) for i, one in enumerate(others)),
     )
 
 
@@ -177,6 +176,23 @@ class _Reader:
                 raise self.wrong(f"{name} of {where} has {value!r}; expected whole numbers")
             found.append(value)
         return found
+
+    def shape(self, fields: Mapping[str, object], name: str, where: str) -> tuple[int, ...]:
+        shape = tuple(self.integers(fields, name, where))
+        if not 1 <= len(shape) <= 5 or min(shape) < 1 or math.prod(shape[1:]) > LARGEST_IMAGE:
+            raise self.wrong(
+                f"{name} is {list(shape)}; expected (N, C, H, W) with at most {LARGEST_IMAGE} "
+                "values in an image"
+            )
+        return shape
+
+    def input(self, value: object, index: int) -> tuple[tuple[int, ...], bool]:
+        where = f"input {index + 1}"
+        fields = self.mapping(value, where)
+        real = self.get(fields, "real", where)
+        if type(real) is not bool:
+            raise self.wrong(f"real of {where} is {real!r}; expected true or false")
+        return self.shape(fields, "shape", where), real
 
     def text(self, fields: Mapping[str, object], name: str, where: str) -> str:
         value = self.get(fields, name, where)
