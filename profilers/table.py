@@ -304,7 +304,7 @@ class LatencyTable:
 
     @property
     def reference_ms(self) -> float:
-        """The reference kernel's time in the fast state, where rounds tell it; else the header's."""
+        """The reference's time in the fast state, where rounds tell it; else the header's."""
         return self._seen.nominal_compute_ms or float(self.provenance["reference_ms"])
 
     @property

@@ -279,7 +279,7 @@ def test_a_wrong_coupling_is_found_and_attributed(monkeypatch: pytest.MonkeyPatc
     """A coupling that confuses two channels of one group: that group is frozen, and no other."""
     from dsa_hw.network import inventory as module
 
-    def confused(model: nn.Module, x: Tensor, exclude: object) -> Coupling:
+    def confused(model: nn.Module, x: Tensor, exclude: object, program: object) -> Coupling:
         coupling = find_coupling(model, x)
         maps = dict(coupling.maps)
         side = ("last.conv", "out")

@@ -125,9 +125,8 @@ class _Run:
         return Fixed(shape, what, parameter)
 
     def _called(self, node: fx.Node) -> Any:
-        args, kwargs = (
-            map_arg(part, lambda n: self._values[n]) for part in (node.args, node.kwargs)
-        )
+        args: Any = map_arg(node.args, lambda n: self._values[n])
+        kwargs: Any = map_arg(node.kwargs, lambda n: self._values[n])
         if node.target is operator.getitem:
             return args[0][args[1]]
         labels = args[0] if args and isinstance(args[0], Tensor) else None

@@ -120,19 +120,23 @@ class Coupling:
 
 
 def find_coupling(
-    model: nn.Module, example_inputs: Inputs, exclude: Sequence[str] = ()
+    model: nn.Module,
+    example_inputs: Inputs,
+    exclude: Sequence[str] = (),
+    program: torch.export.ExportedProgram | None = None,
 ) -> Coupling:
     """Trace ``model`` and find its coupled groups.
 
     Args:
         example_inputs: (N, C, H, W), or a tensor for each argument, on the model's device.
         exclude: patterns (``fnmatch``) of module names whose output channels must all stay.
+        program: its trace, where there is one (``captured``).
 
     Raises:
         UnsupportedModel: the network cannot be traced.
     """
-    flow = follow_channels(model, captured(model, example_inputs))
-    return _name_groups(model, flow, exclude)
+    links = follow_channels(model, program or captured(model, example_inputs))
+    return _name_groups(model, links, exclude)
 
 
 def _name_groups(model: nn.Module, flow: ChannelLinks, exclude: Sequence[str]) -> Coupling:

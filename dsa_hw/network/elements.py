@@ -16,9 +16,17 @@ FREE_OPS = ("Constant", "Shape", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqu
             "Dropout")  # fmt: skip
 KINDS = {
     "MaxPool": "pool", "AveragePool": "pool", "GlobalAveragePool": "reduce",
-    "ReduceMean": "reduce", "Concat": "concat", "BatchNormalization": "batchnorm",
-    "Add": "add", "Mul": "mul", "Relu": "activation", "Clip": "activation",
-    "Sigmoid": "activation", "HardSwish": "activation", "HardSigmoid": "activation",
+    "GlobalMaxPool": "reduce", "ReduceMean": "reduce", "ReduceMax": "reduce",
+    "ReduceSum": "reduce", "Concat": "concat", "BatchNormalization": "batchnorm",
+    "InstanceNormalization": "instancenorm", "GroupNormalization": "groupnorm",
+    "LayerNormalization": "layernorm", "Softmax": "softmax", "MatMul": "matmul",
+    "Transpose": "transpose", "DepthToSpace": "transpose", "SpaceToDepth": "transpose",
+    "Resize": "resize", "Split": "split", "Slice": "split", "Gather": "split", "Pad": "pad",
+    "Expand": "expand", "Add": "add", "Sub": "add", "Mul": "mul", "Div": "mul",
+    "Relu": "activation", "Clip": "activation", "Sigmoid": "activation", "HardSwish": "activation",
+    "HardSigmoid": "activation", "Gelu": "activation", "Erf": "activation", "Tanh": "activation",
+    "LeakyRelu": "activation", "Elu": "activation", "Softplus": "activation", "Mish": "activation",
+    "PRelu": "activation",
 }  # fmt: skip
 
 

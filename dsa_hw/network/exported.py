@@ -37,12 +37,17 @@ def captured(model: nn.Module, example_inputs: Inputs) -> torch.export.ExportedP
         model.train(was_training)
 
 
-def export_onnx(model: nn.Module, example_inputs: Inputs) -> onnx.ModelProto:
+def export_onnx(
+    model: nn.Module,
+    example_inputs: Inputs,
+    program: torch.export.ExportedProgram | None = None,
+) -> onnx.ModelProto:
     """ONNX graph of ``model`` in evaluation mode, batch-norms folded, fixed batch size.
 
     Args:
         example_inputs: (N, C, H, W), or a tensor for each argument; N is the deployed batch size.
             A single input is called ``input``, and a single output ``output``.
+        program: its trace on the CPU, where there is one (``captured``).
 
     Raises:
         UnsupportedModel: PyTorch cannot export it.
@@ -56,8 +61,8 @@ def export_onnx(model: nn.Module, example_inputs: Inputs) -> onnx.ModelProto:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own deprecations
-            program = torch.onnx.export(
-                plain,
+            made = torch.onnx.export(
+                plain if program is None else program,
                 arguments,
                 dynamo=True,
                 optimize=True,
@@ -69,9 +74,9 @@ def export_onnx(model: nn.Module, example_inputs: Inputs) -> onnx.ModelProto:
             f"{type(model).__name__} cannot be exported to ONNX ({type(error).__name__}: "
             f"{_first_line(error)})"
         ) from error
-    assert program is not None
-    _name_single_output(program.model_proto.graph)
-    exported = onnx.shape_inference.infer_shapes(program.model_proto, data_prop=True)
+    assert made is not None
+    _name_single_output(made.model_proto.graph)
+    exported = onnx.shape_inference.infer_shapes(made.model_proto, data_prop=True)
     linear_as_gemm(exported, plain)
     for node in exported.graph.node:
         del node.metadata_props[:]  # stack traces, with paths of this machine

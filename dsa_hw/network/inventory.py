@@ -15,7 +15,7 @@ from dsa_hw.network.branches.torch import locate_branches
 from dsa_hw.network.channel_flow import NETWORK_OUTPUT
 from dsa_hw.network.coupling import Coupling, find_coupling
 from dsa_hw.network.dry_cut import DryCut, frozen_summary, make_probe
-from dsa_hw.network.exported import export_onnx
+from dsa_hw.network.exported import captured, export_onnx
 from dsa_hw.network.forward import Inputs, as_float, map_inputs
 from dsa_hw.network.graph import DeployedGraph
 from dsa_hw.network.layer_modules import layer_types
@@ -46,8 +46,9 @@ def take_inventory(
     """
     probe = make_probe(model, example_inputs)
     example = as_float(map_inputs(lambda t: t.detach().cpu(), example_inputs))
-    coupling = find_coupling(probe, example, exclude)
-    graph = DeployedGraph(export_onnx(probe, example), coupling, precision)
+    program = captured(probe, example)
+    coupling = find_coupling(probe, example, exclude, program=program)
+    graph = DeployedGraph(export_onnx(probe, example, program), coupling, precision)
     graph.coupling = coupling.frozen(_without_layers(graph, probe))
     graph.coupling = DryCut(probe, graph, example).checked()
     if not remove_branches:
