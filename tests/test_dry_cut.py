@@ -252,6 +252,14 @@ def test_equal_weights_of_two_layers_are_told_apart() -> None:
     assert names == ["stem.conv", "wide.conv", "one.conv", "two.conv", "last.conv", "head"]
 
 
+def test_a_network_in_another_memory_format_is_the_same() -> None:
+    model = built(SumWithConcatenation)
+    there, x = inventory(model)
+    last = torch.channels_last
+    again = take_inventory(model.to(memory_format=last), x.to(memory_format=last))  # pyright: ignore
+    assert again.digest == there.digest
+
+
 def test_a_shared_module_is_a_layer_at_each_of_its_calls() -> None:
     graph, _ = inventory(built(Twice))
     assert [layer.name for layer in graph.layers].count("again.conv") == 2

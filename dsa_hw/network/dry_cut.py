@@ -61,6 +61,7 @@ def make_probe(model: nn.Module, example_inputs: Inputs) -> nn.Module:
         example_inputs: (N, C, H, W), or a tensor for each argument.
     """
     probe = copy.deepcopy(model).cpu().float().eval()
+    probe.to(memory_format=torch.contiguous_format)  # pyright: ignore: it is what is exported
     for parameter in probe.parameters():
         parameter.requires_grad_(True)  # the coupling is traced by gradients
     generator = torch.Generator().manual_seed(0)

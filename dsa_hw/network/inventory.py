@@ -45,7 +45,7 @@ def take_inventory(
         UnsupportedModel: the model cannot be traced, exported, or cut.
     """
     probe = make_probe(model, example_inputs)
-    example = as_float(map_inputs(lambda t: t.detach().cpu(), example_inputs))
+    example = as_float(map_inputs(lambda t: t.detach().cpu().contiguous(), example_inputs))
     program = captured(probe, example)
     coupling = find_coupling(probe, example, exclude, program=program)
     graph = DeployedGraph(export_onnx(probe, example, program), coupling, precision)
