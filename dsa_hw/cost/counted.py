@@ -47,6 +47,7 @@ class CountedBudget:
         self._cout_constant = _row([x.cout.constant for x in layers], device)
         self._factor = _row([self._per_pair(x.spec) for x in layers], device)
         self._tied = torch.tensor([x.spec.tied for x in layers], device=device)
+        self._fixed = graph.fixed_counts()[name == "params"]
         bare = bare_layers(graph)
         self._gates = None
         if any(branch is not None for branch in bare):
@@ -62,16 +63,16 @@ class CountedBudget:
     def cost(self, widths: Tensor) -> Tensor:
         """(..., groups) -> (...,)"""
         if self._gates is None:
-            return self._per_layer(widths).sum(-1)
+            return self._per_layer(widths).sum(-1) + self._fixed
         gates = spread(self._gates.smooth(widths), self._bare)
-        return (self._per_layer(widths) * gates).sum(-1)
+        return (self._per_layer(widths) * gates).sum(-1) + self._fixed
 
     def charged(self, widths: Tensor) -> Tensor:
         """(..., groups) -> (...,)"""
         if self._gates is None:
-            return self._per_layer(widths).sum(-1)
+            return self._per_layer(widths).sum(-1) + self._fixed
         gates = spread(self._gates.hard(widths), self._bare)
-        return (self._per_layer(widths) * gates).sum(-1)
+        return (self._per_layer(widths) * gates).sum(-1) + self._fixed
 
     def _per_layer(self, widths: Tensor) -> Tensor:
         cin = widths @ self._cin + self._cin_constant

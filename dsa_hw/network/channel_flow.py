@@ -41,13 +41,16 @@ NETWORK_OUTPUT = "network output"
 """Why the channels of an output stay."""
 
 
-def follow_channels(model: nn.Module, program: torch.export.ExportedProgram) -> ChannelLinks:
+def follow_channels(
+    model: nn.Module, program: torch.export.ExportedProgram, links: ChannelLinks | None = None
+) -> ChannelLinks:
     """Run ``program`` on labels.
 
     Args:
         model: what was exported.
+        links: what another trace of it has found, to which this one adds.
     """
-    links = ChannelLinks()
+    links = links or ChannelLinks()
     _Run(model, program, links).run(program)
     return links
 

@@ -12,6 +12,7 @@ A group that must keep its width is *frozen* and says why.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dsa_hw.errors import UnsupportedModel
 from dsa_hw.network.channel_flow import follow_channels
 from dsa_hw.network.channel_links import ChannelLinks, Side
 from dsa_hw.network.exported import captured
@@ -80,10 +82,16 @@ class ChannelMap:
 
 @dataclass(frozen=True, slots=True)
 class Coupling:
-    """The groups of a model, and where their channels are in the modules that can be cut."""
+    """The groups of a model, and where their channels are in the modules that can be cut.
+
+    Args:
+        training_only: modules that do not run in evaluation mode (auxiliary heads); they are cut
+            with the layers that they read.
+    """
 
     groups: tuple[Group, ...]
     maps: dict[Side, ChannelMap]
+    training_only: tuple[str, ...] = ()
 
     def widths_to_linear(self, side: Side, channels: int) -> tuple[np.ndarray, float]:
         """Channels of ``side`` as ``coefficients @ widths + constant``.
@@ -117,7 +125,7 @@ class Coupling:
             replace(group, frozen=group.frozen or reasons.get(index))
             for index, group in enumerate(self.groups)
         ]
-        return Coupling(tuple(groups), self.maps)
+        return Coupling(tuple(groups), self.maps, self.training_only)
 
 
 def find_coupling(
@@ -137,10 +145,18 @@ def find_coupling(
         UnsupportedModel: the network cannot be traced.
     """
     links = follow_channels(model, program or captured(model, example_inputs))
-    return _name_groups(model, links, exclude)
+    deployed = {name for name, _ in links.sizes}
+    if any(isinstance(m, layer_types()) and n not in deployed for n, m in model.named_modules()):
+        with contextlib.suppress(UnsupportedModel):  # what is deployed is known without it
+            training = captured(model, example_inputs, training=True)
+            follow_channels(model, training, links)
+    added = dict.fromkeys(name for name, _ in links.sizes if name not in deployed)
+    return _name_groups(model, links, exclude, tuple(added))
 
 
-def _name_groups(model: nn.Module, flow: ChannelLinks, exclude: Sequence[str]) -> Coupling:
+def _name_groups(
+    model: nn.Module, flow: ChannelLinks, exclude: Sequence[str], training_only: tuple[str, ...]
+) -> Coupling:
     """Make groups of the atoms that are in the same sides, in the order of the layers."""
     modules = dict(model.named_modules())
     sizes, atom_of = flow.sizes, flow.atoms()
@@ -163,8 +179,11 @@ def _name_groups(model: nn.Module, flow: ChannelLinks, exclude: Sequence[str]) -
     groups = _groups(made, maps)
     stays = [(number[kind_of[atom_of[where]]], reason) for where, reason in flow.stays]
     reasons = _reasons(groups, maps, modules, stays, exclude)
+    for index, group in enumerate(groups):
+        if set(group.layers) <= set(training_only):
+            reasons.setdefault(index, "they are made in training alone")
     kept = {s: m for s, m in maps.items() if isinstance(modules[s[0]], prunable_types())}
-    return Coupling(groups, kept).frozen(reasons)
+    return Coupling(groups, kept, training_only).frozen(reasons)
 
 
 def _kinds_of_atoms(atom_of: np.ndarray, side_of: np.ndarray) -> np.ndarray:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import logging
+import re
 import warnings
+from collections.abc import Iterator
 
 import onnx
 import torch
@@ -15,23 +19,32 @@ from dsa_hw.network.branches.onnx import drop_repeated_activations
 from dsa_hw.network.forward import Inputs, arguments_of
 from dsa_hw.network.onnx_forms import linear_as_gemm
 
+LONGEST = 200
+"""Characters of another library's message."""
 
-def captured(model: nn.Module, example_inputs: Inputs) -> torch.export.ExportedProgram:
-    """The operations that ``model`` does on ``example_inputs``, in evaluation mode.
+
+def captured(
+    model: nn.Module, example_inputs: Inputs, training: bool = False
+) -> torch.export.ExportedProgram:
+    """The operations that ``model`` does on ``example_inputs``.
+
+    Args:
+        training: in training mode; else in evaluation mode.
 
     Raises:
         UnsupportedModel: it cannot be traced.
     """
     was_training = model.training
-    model.eval()
+    model.train(training)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _silence():
             warnings.simplefilter("ignore")
             return torch.export.export(model, arguments_of(example_inputs), strict=False)
     except Exception as error:  # whatever the model's own code does when it is traced
         raise UnsupportedModel(
-            f"{type(model).__name__} cannot be traced ({type(error).__name__}: "
-            f"{_first_line(error)}); exclude does not help here"
+            f"{type(model).__name__} cannot be traced ({_cause(error)}); exclude does not help "
+            "here: what depends on the values of data (a detector's selection of boxes) has to be "
+            "outside of the network that is pruned"
         ) from error
     finally:
         model.train(was_training)
@@ -56,10 +69,8 @@ def export_onnx(
     plain = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()  # pyright: ignore
     given = arguments_of(example_inputs)
     arguments = tuple(one.detach().cpu().contiguous() for one in given)
-    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _silence():
             warnings.simplefilter("ignore")  # the exporter's own deprecations
             made = torch.onnx.export(
                 plain if program is None else program,
@@ -71,8 +82,7 @@ def export_onnx(
             )
     except Exception as error:
         raise UnsupportedModel(
-            f"{type(model).__name__} cannot be exported to ONNX ({type(error).__name__}: "
-            f"{_first_line(error)})"
+            f"{type(model).__name__} cannot be exported to ONNX ({_cause(error)})"
         ) from error
     assert made is not None
     _name_single_output(made.model_proto.graph)
@@ -97,5 +107,21 @@ def _name_single_output(graph: onnx.GraphProto) -> None:
     graph.output[0].name = "output"
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "")
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without what the exporters print: whole graphs, where something is wrong. It is raised."""
+    before, nowhere = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what began it, without colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {re.sub(chr(27) + r'[[][0-9;]*m', '', line)[:LONGEST]}"

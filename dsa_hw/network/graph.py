@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
-from dsa_hw.errors import UnsupportedModel
 from dsa_hw.network.branches.branch import Branch, removed_branches
 from dsa_hw.network.branches.onnx import Region, cut_regions, residual_regions
 from dsa_hw.network.coupling import Coupling
@@ -24,7 +23,7 @@ from dsa_hw.network.onnx_forms import free_channel_numbers, value_shapes
 from profilers.layers.kinds.kind import Attributes, LayerKind, LayerNode, WeightAxes
 from profilers.layers.kinds.registry import LAYER_KINDS
 from profilers.layers.models import random_weight
-from profilers.layers.spec import FUSED_ACTIVATIONS
+from profilers.layers.spec import FUSED_ACTIVATIONS, LayerSpec
 
 
 class DeployedGraph:
@@ -39,6 +38,7 @@ class DeployedGraph:
         branch_operations: of ``operations``, what goes with each branch.
         elements: of every value between the nodes.
         precision: of weights and activations.
+        unread: layers that no row of a table can be of, by module, and why: their channels stay.
         digest: identifies the graph and its coupling, not its weights.
     """
 
@@ -61,7 +61,8 @@ class DeployedGraph:
         for node in self.model.graph.node:
             for name in node.input:
                 self._consumers.setdefault(name, []).append(node)
-        self._module_of = {node.output[0]: self._layer_module(node) for node in self._layer_nodes()}
+        self.unread: dict[str, str] = {}
+        self._module_of = self._read_layers()
         self.layers = tuple(self._layer(node) for node in self._layer_nodes())
         self.elements = {i.name: self._dense(i.name) for i in self.model.graph.input}
         self.unknown_operations: tuple[str, ...] = ()
@@ -147,6 +148,24 @@ class DeployedGraph:
             self._fix_attributes(node, widths)
         return model.SerializeToString()
 
+    def fixed_counts(self) -> tuple[float, float]:
+        """FLOPs and weights of layers that are in no row of a table; their channels stay."""
+        flops = weights = 0.0
+        for node in self.model.graph.node:
+            weighted = node.op_type in WEIGHTED and node.input[1] in self._weights
+            if not weighted or node.output[0] in self._module_of:
+                continue
+            count = float(np.prod(self._weights[node.input[1]].dims))
+            made = self._shapes[node.output[0]]
+            if node.op_type == "MatMul":
+                positions = made[:-1]
+            else:
+                where = self._shapes[node.input[0]] if node.op_type == "ConvTranspose" else made
+                positions = (where[0], *where[2:])
+            weights += count
+            flops += 2.0 * count * float(np.prod(positions))
+        return flops, weights
+
     def layer_shapes(self, widths: Widths) -> list[tuple[int, ...]]:
         """Shape that every layer's weight has in ``resized(widths)``, in the order of ``layers``.
 
@@ -221,7 +240,29 @@ class DeployedGraph:
     # -- reading the graph ------------------------------------------------------------------
 
     def _layer_nodes(self) -> list[onnx.NodeProto]:
-        return [n for n in self.model.graph.node if _is_layer(n)]
+        return [n for n in self.model.graph.node if n.output[0] in self._module_of]
+
+    def _read_layers(self) -> dict[str, str]:
+        """The layers' modules, by the outputs of their nodes; what cannot be read is none."""
+        found = {}
+        for node in self.model.graph.node:
+            if not _is_layer(node):
+                continue
+            name = node.input[1]
+            module = _module_name(name)
+            if name not in self._weights or not _plain_name(name).endswith(".weight"):
+                continue  # its weight is computed
+            try:
+                self._read(node)
+            except ValueError as error:
+                self.unread[module] = str(error)
+            else:
+                found[node.output[0]] = module
+        return found
+
+    def _read(self, node: onnx.NodeProto) -> tuple[LayerSpec, int, int]:
+        shape, weight = self._shapes[node.input[0]], tuple(self._weights[node.input[1]].dims)
+        return _kind_of(node).read(LayerNode(_attributes(node), shape, weight))
 
     def _layer_of(self, node: onnx.NodeProto) -> Layer:
         return self.layers[list(self._module_of).index(node.output[0])]
@@ -229,28 +270,10 @@ class DeployedGraph:
     def _weight_axes(self, node: onnx.NodeProto) -> WeightAxes:
         return _kind_of(node).weight_axes(_attributes(node))
 
-    def _layer_module(self, node: onnx.NodeProto) -> str:
-        name = node.input[1]
-        if name not in self._weights or not _plain_name(name).endswith(".weight"):
-            raise UnsupportedModel(
-                f"the {node.op_type} node {node.name!r} computes with {name!r}, which is not the "
-                "weight of a convolution or linear layer"
-            )
-        return _module_name(name)
-
     def _layer(self, node: onnx.NodeProto) -> Layer:
         module = self._module_of[node.output[0]]
         kind = _kind_of(node)
-        try:
-            spec, ins, outs = kind.read(
-                LayerNode(
-                    _attributes(node),
-                    self._shapes[node.input[0]],
-                    tuple(self._weights[node.input[1]].dims),
-                )
-            )
-        except ValueError as error:
-            raise UnsupportedModel(f"{module}: {error}") from error
+        spec, ins, outs = self._read(node)
         tail = self._tail(node) if kind.fuses_activation else ()
         spec = replace(spec, dtype=self.precision, tail=tail)
         cin = Linear(*self.coupling.widths_to_linear((module, "in"), ins))
@@ -388,6 +411,8 @@ def _attributes(node: onnx.NodeProto) -> Attributes:
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators that multiply with weights."""
 SECOND_USE = "@"
 """Between a tensor's name and where it is used, if that is not its first use."""
 

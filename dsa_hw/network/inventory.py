@@ -67,12 +67,11 @@ def _without_layers(graph: DeployedGraph, model: nn.Module) -> dict[int, str]:
     for name, _ in graph.coupling.maps:
         if name in deployed or not isinstance(model.get_submodule(name), layer_types()):
             continue
+        if name in graph.coupling.training_only:
+            continue
         for index in graph.coupling.groups_of(name):
-            reasons.setdefault(
-                index,
-                f"{name} is no convolution or linear layer on (N, C) in the exported graph "
-                "(linear layers on more dimensions are matrix products there)",
-            )
+            why = graph.unread.get(name, "it is something else in the exported graph")
+            reasons.setdefault(index, f"{name} makes or takes them: {why}")
     return reasons
 
 

@@ -157,6 +157,7 @@ class ChannelMasks:
         self.store = MaskStore(last, len(branches), with_gradients)
         self._norms: list[nn.Module] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._plain_names: list[torch.utils.hooks.RemovableHandle] = []
         gates = {branch.end: last + 1 + number for number, branch in enumerate(branches)}
         modules = dict(model.named_modules())
         followed, device = _followed_by_norm(model, example_inputs), device_of(example_inputs)
@@ -201,9 +202,9 @@ class ChannelMasks:
         for norm in self._norms:
             for name in ("weight", "bias"):
                 parametrize.remove_parametrizations(norm, name, leave_parametrized=False)
-        for hook in self._hooks:
+        for hook in self._hooks + self._plain_names:
             hook.remove()
-        self._norms, self._hooks = [], []
+        self._norms, self._hooks, self._plain_names = [], [], []
 
     def _attach(self, module: nn.Module, index: Tensor, followed: bool, gate: int | None) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -213,6 +214,10 @@ class ChannelMasks:
                     masked = _MaskedParameter(self.store, layer)
                     parametrize.register_parametrization(module, name, masked, unsafe=True)
                 self._norms.append(module)
+                self._plain_names.append(module.register_state_dict_post_hook(_to_plain_names))
+                self._plain_names.append(
+                    module.register_load_state_dict_pre_hook(_from_plain_names)
+                )
                 return
         elif followed:
             return
@@ -221,6 +226,29 @@ class ChannelMasks:
     def _hook(self, module: nn.Module, index: Tensor, gate: int | None) -> None:
         hook = _masking_hook(self.store, self.store.add(index, gate))
         self._hooks.append(module.register_forward_hook(hook))
+
+
+MASKED = "parametrizations.{}.original"
+"""What PyTorch calls a parameter that is computed from one of this name."""
+
+
+def _to_plain_names(
+    module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object
+) -> None:
+    """A checkpoint that is written under masks loads into the plain network."""
+    for name in ("weight", "bias"):
+        masked = prefix + MASKED.format(name)
+        if masked in state:
+            state[prefix + name] = state.pop(masked)
+
+
+def _from_plain_names(
+    module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: object
+) -> None:
+    """And the other way round."""
+    for name in ("weight", "bias"):
+        if prefix + name in state:
+            state[prefix + MASKED.format(name)] = state.pop(prefix + name)
 
 
 def _scales_outputs(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Two-dimensional convolutions: dense, grouped and depthwise."""
+"""Convolutions of one and two dimensions: dense, grouped and depthwise."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ CANONICAL = {
 
 
 class Convolution(LayerKind):
-    """ONNX's ``Conv`` on (N, C, H, W)."""
+    """ONNX's ``Conv`` on (N, C, H, W), and on (N, C, L), which is timed as one row of an image."""
 
     def read(self, node: LayerNode) -> tuple[LayerSpec, int, int]:
+        if len(node.input_shape) == 3:
+            node = _as_row(node)
         if len(node.input_shape) != 4:
-            raise ValueError("only 2-D convolutions are supported")
+            raise ValueError("only convolutions of one and two dimensions are supported")
         batch, _, height, width = node.input_shape
         outs, per_group, *kernel = node.weight_shape
         groups = node.attributes.get("group", 1)
@@ -89,10 +91,24 @@ class Convolution(LayerKind):
 CONV = Convolution(
     name="conv",
     operator="Conv",
-    modules={"torch.nn:Conv2d": AXES},
+    modules={"torch.nn:Conv2d": AXES, "torch.nn:Conv1d": AXES},
     fuses_activation=True,
     swept_cin=64,
 )
+
+
+def _as_row(node: LayerNode) -> LayerNode:
+    """A convolution of one dimension as one of two, on images of one row."""
+    attributes = dict(node.attributes)
+    for name, along in (("strides", 1), ("dilations", 1)):
+        if name in attributes:
+            attributes[name] = (along, *attributes[name])
+    if "pads" in attributes:
+        before, after = attributes["pads"]
+        attributes["pads"] = (0, before, 0, after)
+    batch, channels, length = node.input_shape
+    outs, ins, size = node.weight_shape
+    return LayerNode(attributes, (batch, channels, 1, length), (outs, ins, 1, size))
 
 
 def _group_form(groups: int, ins: int, outs: int) -> str:
