@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,6 @@ from torch import Tensor, nn
 
 from dsa_hw.cost.counted import count, flops_budget, params_budget
 from dsa_hw.cost.latency.profiling import profile_network
-from dsa_hw.errors import UnsupportedModel
 from dsa_hw.network.inventory import take_inventory
 from dsa_hw.network.removal import remove_channels
 from dsa_hw.worth.importance import filter_l1
@@ -311,12 +311,21 @@ def test_its_filters_are_scored_along_the_right_axis() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"groups": 2}, "^up: grouped"), ({"output_padding": 1}, "^wide: transposed.*output padding")],
+    [
+        ({"groups": 2}, "up makes or takes them: grouped"),
+        ({"output_padding": 1}, "wide makes or takes them: transposed.*output padding"),
+    ],
 )
 @pytest.mark.usefixtures("toy")
-def test_what_a_kind_cannot_read_names_the_layer(options: dict[str, int], message: str) -> None:
-    with pytest.raises(UnsupportedModel, match=message):
-        take_inventory(built(**options), IMAGE)
+def test_what_a_kind_cannot_read_keeps_its_channels(options: dict[str, int], message: str) -> None:
+    graph = take_inventory(built(**options), IMAGE)
+    frozen = [g.frozen for g in graph.coupling.groups if g.frozen]
+    assert any(re.search(message, why) for why in frozen)
+    assert len(frozen) < len(graph.coupling.groups)
+    assert set(graph.unread) & {"up", "wide"}
+    with torch.no_grad():
+        weights = sum(p.numel() for n, p in built(**options).named_parameters() if "weight" in n)
+    assert count(params_budget(graph, 0.0), graph.dense_widths) <= weights
 
 
 @pytest.mark.usefixtures("toy")

@@ -35,7 +35,7 @@ from dsa_hw.network.aten_names import (
 from dsa_hw.network.channel_labels import extended, labels_along, spread, varies
 from dsa_hw.network.channel_links import FIXED, ChannelLinks
 from dsa_hw.network.channel_meetings import Fixed, Meetings
-from dsa_hw.network.layer_modules import group_count, layer_types, prunable_types
+from dsa_hw.network.layer_modules import group_count, layer_types, norm_types, prunable_types
 
 NETWORK_OUTPUT = "network output"
 """Why the channels of an output stay."""
@@ -97,6 +97,7 @@ class _Run:
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._names = {module: name for name, module in model.named_modules()}
         self._parameters = dict(program.graph_signature.inputs_to_parameters)
+        self._buffers = dict(program.graph_signature.inputs_to_buffers)
         self._values: dict[fx.Node, Any] = {}
 
     def run(self, program: torch.export.ExportedProgram) -> None:
@@ -125,7 +126,14 @@ class _Run:
                 "a parameter outside of convolution, linear and normalization layers "
                 f"({parameter}, shape {shape})"
             )
-        return Fixed(shape, what, parameter)
+        return Fixed(shape, what, parameter, self._frozen_norm(self._buffers.get(node.name)))
+
+    def _frozen_norm(self, buffer: str | None) -> str | None:
+        """The name of the norm that a buffer is of, if it has nothing but buffers."""
+        path = "" if buffer is None else buffer.rpartition(".")[0]
+        module = self._modules.get(path)
+        frozen = isinstance(module, norm_types()) and not list(module.parameters(recurse=False))
+        return self._names[module] if module is not None and frozen else None
 
     def _called(self, node: fx.Node) -> Any:
         args: Any = map_arg(node.args, lambda n: self._values[n])
@@ -189,7 +197,9 @@ class _Run:
         one = call.operands[0] if len(call.operands) == 1 else None
         what = one.what if isinstance(one, Fixed) else "a constant"
         parameter = one.parameter if isinstance(one, Fixed) else None
-        return call.like(lambda t: Fixed(tuple(t.shape), what, parameter))
+        owners = {o.owner for o in call.operands if isinstance(o, Fixed)}
+        owner = owners.pop() if len(owners) == 1 else None
+        return call.like(lambda t: Fixed(tuple(t.shape), what, parameter, owner))
 
     def _unknown(self, call: _Call) -> Any:
         self._meet.stay(call.operands, f"{call.where} takes them ({call.name})")

@@ -24,11 +24,13 @@ class Fixed:
         shape: of it.
         what: in words.
         parameter: its name, where it is a parameter or made of one alone.
+        owner: name of the frozen norm whose buffers it is made of, if it is.
     """
 
     shape: tuple[int, ...]
     what: str
     parameter: str | None = None
+    owner: str | None = None
 
 
 class Meetings:
@@ -107,10 +109,22 @@ class Meetings:
                 result = torch.maximum(self.links.rooted(result), self.links.rooted(other))
         for operand in operands:
             if isinstance(operand, Fixed):
-                self._stay_beside(result, operand.shape, operand.what)
+                if operand.owner is None or not self._scales(result, operand):
+                    self._stay_beside(result, operand.shape, operand.what)
             elif not varying_axes(self.links.rooted(operand)):
                 self._stay_beside(result, operand.shape, FIXED_NUMBER)
         return self.links.rooted(result)
+
+    def _scales(self, labels: Tensor, norm: Fixed) -> bool:
+        """Whether a norm's constant has a number for each channel, which goes with it."""
+        shift = labels.dim() - len(norm.shape)
+        axes = [axis + shift for axis, size in enumerate(norm.shape) if size > 1]
+        read = labels_along(labels, axes[0]) if len(axes) == 1 else None
+        if read is None or bool((read < 0).any()):
+            return False
+        assert norm.owner is not None
+        self.links.link(read.numpy(), self.links.positions((norm.owner, "out"), len(read)))
+        return True
 
     def _stay_beside(self, labels: Tensor, shape: Sequence[int], what: str) -> None:
         """Labels stay that differ along an axis along which something else has its size."""

@@ -31,6 +31,7 @@ from dsa_hw.network.layer_modules import (
     channel_attribute,
     group_count,
     layer_types,
+    norm_types,
     prunable_types,
 )
 
@@ -240,7 +241,7 @@ def _reasons(
     for (name, side), mapping in maps.items():
         if side == "in" and not _is_depthwise(modules[name]):
             read.update(mapping.group.tolist())
-        elif isinstance(modules[name], nn.modules.batchnorm._BatchNorm):
+        elif isinstance(modules[name], norm_types()):
             for index in set(mapping.group.tolist()):
                 normed.setdefault(index, []).append(name)
     reasons: dict[int, str] = {}

@@ -29,7 +29,7 @@ from dsa_hw.network.forward import (
     output_tensors,
 )
 from dsa_hw.network.graph import DeployedGraph
-from dsa_hw.network.layer_modules import layer_types, weight_axes
+from dsa_hw.network.layer_modules import layer_types, norm_types, prunable_types, weight_axes
 from dsa_hw.network.masks import ChannelMasks, hard_masks
 from dsa_hw.network.removal import Keep, kept_widths, remove_channels
 
@@ -81,6 +81,9 @@ def make_probe(model: nn.Module, example_inputs: Inputs) -> nn.Module:
             for name, low, high in (("weight", 0.5, 1.5), ("bias", -0.5, 0.5)):
                 if name in own:
                     uniform(own[name], low, high)
+        elif isinstance(module, norm_types()):  # with buffers in place of parameters
+            for name, low, high in (("weight", 0.5, 1.5), ("bias", -0.5, 0.5)):
+                uniform(module.get_buffer(name), low, high)
         else:
             for parameter in own.values():
                 uniform(parameter, 0.5, 1.5)
@@ -137,7 +140,7 @@ class DryCut:
         if all(group.frozen for group in coupling.groups):
             raise UnsupportedModel(
                 f"{type(self._probe).__name__} has no channels that can be removed: "
-                f"{frozen_summary(coupling)}"
+                f"{frozen_summary(coupling)}{_other_kinds(self._probe)}"
             )
         return coupling
 
@@ -264,6 +267,19 @@ def _culprits(
             if not any([test(part[:middle]), test(part[middle:])]):
                 found |= dict.fromkeys(part, failed)  # each half can be cut, and both cannot
     return found
+
+
+def _other_kinds(model: nn.Module) -> str:
+    """The kinds of modules with parameters that cannot be made smaller, each with an example."""
+    found: dict[str, str] = {}
+    for name, module in model.named_modules():
+        own = next(module.parameters(recurse=False), None) is not None
+        if own and not isinstance(module, prunable_types()):
+            found.setdefault(type(module).__name__, name or "the network itself")
+    if not found:
+        return ""
+    kinds = ", ".join(f"{kind} ({name})" for kind, name in found.items())
+    return f"; what cannot be made smaller yet: {kinds}"
 
 
 def frozen_summary(coupling: Coupling) -> str:

@@ -124,4 +124,5 @@ def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     line = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {re.sub(chr(27) + r'[[][0-9;]*m', '', line)[:LONGEST]}"
+    plain = re.sub(f"{chr(27)}{re.escape('[')}[0-9;]*m", "", line)
+    return f"{type(error).__name__}: {plain[:LONGEST]}"

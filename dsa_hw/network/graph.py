@@ -13,14 +13,25 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper, shape_inference
+from onnx import numpy_helper, shape_inference
 
 from dsa_hw.network.branches.branch import Branch, removed_branches
 from dsa_hw.network.branches.onnx import Region, cut_regions, residual_regions
+from dsa_hw.network.channel_links import Side
 from dsa_hw.network.coupling import Coupling
 from dsa_hw.network.elements import FREE_OPS, KINDS, Layer, Linear, Operation, Widths, add_linear
 from dsa_hw.network.onnx_forms import free_channel_numbers, value_shapes
-from profilers.layers.kinds.kind import Attributes, LayerKind, LayerNode, WeightAxes
+from dsa_hw.network.onnx_nodes import (
+    SCALING,
+    WEIGHTED,
+    attributes,
+    is_layer,
+    kind_of,
+    module_name,
+    plain_name,
+    unshare_weights,
+)
+from profilers.layers.kinds.kind import LayerNode, WeightAxes
 from profilers.layers.kinds.registry import LAYER_KINDS
 from profilers.layers.models import random_weight
 from profilers.layers.spec import FUSED_ACTIVATIONS, LayerSpec
@@ -50,19 +61,20 @@ class DeployedGraph:
         branches: Sequence[Branch] = (),
         fixed_branches: Sequence[str] = (),
     ) -> None:
-        _unshare_weights(exported.graph)
+        unshare_weights(exported.graph)
         self.model = shape_inference.infer_shapes(exported, strict_mode=True, data_prop=True)
         self.coupling = coupling
         self.precision = precision
         self._weights = {i.name: i for i in self.model.graph.initializer}
         self._shapes = value_shapes(self.model)
-        free_channel_numbers(self.model, self._shapes)
+        self._axis = free_channel_numbers(self.model, self._shapes)
         self._consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.model.graph.node:
             for name in node.input:
                 self._consumers.setdefault(name, []).append(node)
         self.unread: dict[str, str] = {}
         self._module_of = self._read_layers()
+        self._scales = self._read_scales()
         self.layers = tuple(self._layer(node) for node in self._layer_nodes())
         self.elements = {i.name: self._dense(i.name) for i in self.model.graph.input}
         self.unknown_operations: tuple[str, ...] = ()
@@ -208,9 +220,12 @@ class DeployedGraph:
         """Indices that stay along the axes of a node's weights, by the weights' names."""
         maps = self.coupling.maps
         if node.op_type == "BatchNormalization":
-            side = (_module_name(node.input[1]), "out")
+            side = (module_name(node.input[1]), "out")
             kept = {0: maps[side].kept(keep)} if side in maps else {}
             return {name: kept for name in node.input[1:]}
+        if node.output[0] in self._scales:
+            name, axis, side = self._scales[node.output[0]]
+            return {name: {axis: maps[side].kept(keep)}} if side in maps else {}
         if node.output[0] not in self._module_of:
             return {}
         layer, at = self._layer_of(node), self._weight_axes(node)
@@ -246,11 +261,11 @@ class DeployedGraph:
         """The layers' modules, by the outputs of their nodes; what cannot be read is none."""
         found = {}
         for node in self.model.graph.node:
-            if not _is_layer(node):
+            if not is_layer(node):
                 continue
             name = node.input[1]
-            module = _module_name(name)
-            if name not in self._weights or not _plain_name(name).endswith(".weight"):
+            module = module_name(name)
+            if name not in self._weights or not plain_name(name).endswith(".weight"):
                 continue  # its weight is computed
             try:
                 self._read(node)
@@ -260,19 +275,47 @@ class DeployedGraph:
                 found[node.output[0]] = module
         return found
 
+    def _read_scales(self) -> dict[str, tuple[str, int, Side]]:
+        """Constants with a number for each channel (a frozen norm's), by their nodes' outputs.
+
+        Each with its name, the axis of the channels, and the side whose channels they are.
+        """
+        sides: dict[str, Side] = {}
+        found = {}
+        for node in self.model.graph.node:
+            made = node.output[0]
+            if made in self._module_of:
+                sides[made] = (self._module_of[made], "out")
+                continue
+            source = next((name for name in node.input if name in sides), None)
+            if source is None or node.op_type in ("Concat", "Split", "Slice"):
+                continue
+            if made in self._axis and self._channels(made) == self._channels(source):
+                sides[made] = sides[source]
+            if node.op_type in SCALING and made in self._axis:
+                other = next((n for n in node.input if n in self._weights), None)
+                dims = () if other is None else tuple(self._weights[other].dims)
+                axis = self._axis[made] - len(self._shapes[made]) + len(dims)
+                if other is not None and 0 <= axis and dims[axis] == self._channels(made) > 1:
+                    found[made] = (other, axis, sides[source])
+        return found
+
+    def _channels(self, value: str) -> int:
+        return self._shapes[value][self._axis[value]] if value in self._axis else 0
+
     def _read(self, node: onnx.NodeProto) -> tuple[LayerSpec, int, int]:
         shape, weight = self._shapes[node.input[0]], tuple(self._weights[node.input[1]].dims)
-        return _kind_of(node).read(LayerNode(_attributes(node), shape, weight))
+        return kind_of(node).read(LayerNode(attributes(node), shape, weight))
 
     def _layer_of(self, node: onnx.NodeProto) -> Layer:
         return self.layers[list(self._module_of).index(node.output[0])]
 
     def _weight_axes(self, node: onnx.NodeProto) -> WeightAxes:
-        return _kind_of(node).weight_axes(_attributes(node))
+        return kind_of(node).weight_axes(attributes(node))
 
     def _layer(self, node: onnx.NodeProto) -> Layer:
         module = self._module_of[node.output[0]]
-        kind = _kind_of(node)
+        kind = kind_of(node)
         spec, ins, outs = self._read(node)
         tail = self._tail(node) if kind.fuses_activation else ()
         spec = replace(spec, dtype=self.precision, tail=tail)
@@ -374,6 +417,12 @@ class DeployedGraph:
                 shapes[node.input[1]] = tuple(shape)
                 if len(node.input) > 2:
                     shapes[node.input[2]] = (cout,)
+            elif node.output[0] in self._scales:
+                name, axis, side = self._scales[node.output[0]]
+                shape = list(self._weights[name].dims)
+                linear = Linear(*self.coupling.widths_to_linear(side, shape[axis]))
+                shape[axis] = round(linear(widths))
+                shapes[name] = tuple(shape)
             elif node.op_type == "BatchNormalization":
                 elements = self.elements[node.input[0]](widths)
                 shape = self._shapes[node.input[0]]
@@ -395,54 +444,6 @@ class DeployedGraph:
         parts += [f"{layer.spec} {layer.name}" for layer in self.layers]
         parts += [f"{g.name} {g.dense_width} {g.atoms}" for g in self.coupling.groups]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def _is_layer(node: onnx.NodeProto) -> bool:
-    return LAYER_KINDS.of_operator(node.op_type) is not None
-
-
-def _kind_of(node: onnx.NodeProto) -> LayerKind:
-    kind = LAYER_KINDS.of_operator(node.op_type)
-    assert kind is not None, node.op_type
-    return kind
-
-
-def _attributes(node: onnx.NodeProto) -> Attributes:
-    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
-
-
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Operators that multiply with weights."""
-SECOND_USE = "@"
-"""Between a tensor's name and where it is used, if that is not its first use."""
-
-
-def _plain_name(tensor: str) -> str:
-    return tensor.partition(SECOND_USE)[0]
-
-
-def _module_name(weight: str) -> str:
-    """The module that a weight is of."""
-    return _plain_name(weight).removesuffix(".weight")
-
-
-def _unshare_weights(graph: onnx.GraphProto) -> None:
-    """Give every node tensors of its own: the exporter stores equal ones (zero biases) once, and a
-    module that is called twice has one weight."""
-    tensors = {i.name: i for i in graph.initializer}
-    used: set[str] = set()
-    for node in graph.node:
-        if not _is_layer(node) and node.op_type != "BatchNormalization":
-            continue
-        for index, name in enumerate(node.input):
-            if name not in tensors:
-                continue
-            if name in used:
-                copy = graph.initializer.add()
-                copy.CopyFrom(tensors[name])
-                copy.name = f"{name}{SECOND_USE}{node.output[0]}.{index}"
-                node.input[index] = copy.name
-            used.add(name)
 
 
 def _as_operations(sums: Mapping[str, Linear]) -> tuple[Operation, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 
 from torch import nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from dsa_hw.runs.factories import load_factory
 from profilers.layers.kinds.kind import WeightAxes
@@ -28,7 +29,12 @@ def layer_types() -> tuple[type[nn.Module], ...]:
 
 def prunable_types() -> tuple[type[nn.Module], ...]:
     """Classes of the modules that channels can be taken out of."""
-    return (*layer_types(), nn.modules.batchnorm._BatchNorm)
+    return (*layer_types(), *norm_types())
+
+
+def norm_types() -> tuple[type[nn.Module], ...]:
+    """Classes of the norms whose channels go with those of the layers around them."""
+    return (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
 
 
 def weight_axes(module: nn.Module) -> WeightAxes:

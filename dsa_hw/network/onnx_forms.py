@@ -140,14 +140,19 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
         graph.initializer.remove(tensor)
 
 
-def free_channel_numbers(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> None:
+def free_channel_numbers(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> dict[str, int]:
     """Let shapes take the number of channels from the data.
 
     Args:
         model: changed in place.
         shapes: of its values.
+
+    Returns:
+        The axis of the channels, of every value whose channels could be followed.
     """
-    _Freeing(model.graph, shapes).run()
+    freeing = _Freeing(model.graph, shapes)
+    freeing.run()
+    return freeing.axis
 
 
 class _Freeing:
@@ -156,7 +161,7 @@ class _Freeing:
     def __init__(self, graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> None:
         self._graph, self._shapes = graph, shapes
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
-        self._axis: dict[str, int] = {}
+        self.axis: dict[str, int] = {}
 
     def run(self) -> None:
         for node in self._graph.node:
@@ -166,7 +171,7 @@ class _Freeing:
                 continue
             for name in node.output:
                 if name in self._shapes and axis < len(self._shapes[name]):
-                    self._axis[name] = axis
+                    self.axis[name] = axis
 
     # -- operators ---------------------------------------------------------------------------
 
@@ -176,19 +181,19 @@ class _Freeing:
             return 1
         made = self._shapes.get(node.output[0])
         for name in node.input:
-            if made is not None and name in self._axis:
-                axis = self._axis[name] + len(made) - len(self._shapes[name])
-                if 0 <= axis < len(made) and self._shapes[name][self._axis[name]] == made[axis]:
+            if made is not None and name in self.axis:
+                axis = self.axis[name] + len(made) - len(self._shapes[name])
+                if 0 <= axis < len(made) and self._shapes[name][self.axis[name]] == made[axis]:
                     return axis
         return None
 
     def _transpose(self, node: onnx.NodeProto) -> int | None:
-        axis = self._axis.get(node.input[0])
+        axis = self.axis.get(node.input[0])
         order = list(_attribute(node, "perm") or [])
         return order.index(axis) if axis in order else None
 
     def _concat(self, node: onnx.NodeProto) -> int | None:
-        return next((self._axis[n] for n in node.input if n in self._axis), None)
+        return next((self.axis[n] for n in node.input if n in self.axis), None)
 
     def _matmul(self, node: onnx.NodeProto) -> int | None:
         made = len(self._shapes.get(node.output[0], ()))
@@ -198,7 +203,7 @@ class _Freeing:
         return made - left if left is not None and left > 1 else None
 
     def _from_last(self, name: str) -> int | None:
-        return len(self._shapes[name]) - self._axis[name] if name in self._axis else None
+        return len(self._shapes[name]) - self.axis[name] if name in self.axis else None
 
     def _reshape(self, node: onnx.NodeProto) -> int | None:
         axis = self._regrouped(node)
@@ -210,7 +215,7 @@ class _Freeing:
         return axis
 
     def _regrouped(self, node: onnx.NodeProto) -> int | None:
-        axis = self._axis.get(node.input[0])
+        axis = self.axis.get(node.input[0])
         if axis is None or node.output[0] not in self._shapes:
             return None
         return regrouped_axis(self._shapes[node.input[0]], self._shapes[node.output[0]], axis)
@@ -234,7 +239,7 @@ class _Freeing:
         return 1
 
     def _split(self, node: onnx.NodeProto) -> int | None:
-        axis = self._axis.get(node.input[0])
+        axis = self.axis.get(node.input[0])
         along = _attribute(node, "axis") or 0
         rank = len(self._shapes[node.input[0]])
         sizes = self._constant(node.input[1]) if len(node.input) > 1 else None
@@ -245,7 +250,7 @@ class _Freeing:
         return axis
 
     def _slice(self, node: onnx.NodeProto) -> int | None:
-        axis = self._axis.get(node.input[0])
+        axis = self.axis.get(node.input[0])
         given = self._shapes[node.input[0]]
         ends = self._constant(node.input[2])
         along = self._constant(node.input[3]) if len(node.input) > 3 else None
@@ -259,7 +264,7 @@ class _Freeing:
         return axis
 
     def _reduced(self, node: onnx.NodeProto) -> int | None:
-        axis = self._axis.get(node.input[0])
+        axis = self.axis.get(node.input[0])
         if axis is None or node.output[0] not in self._shapes:
             return None
         given, made = self._shapes[node.input[0]], self._shapes[node.output[0]]

@@ -11,8 +11,14 @@ from torch import Tensor, nn
 
 from dsa_hw.network.branches.branch import Branch, removed_branches
 from dsa_hw.network.branches.torch import cut_branches
-from dsa_hw.network.coupling import Coupling
-from dsa_hw.network.layer_modules import channel_attribute, group_count, layer_types, weight_axes
+from dsa_hw.network.coupling import ChannelMap, Coupling
+from dsa_hw.network.layer_modules import (
+    channel_attribute,
+    group_count,
+    layer_types,
+    norm_types,
+    weight_axes,
+)
 
 Keep = Sequence[np.ndarray]
 """Per group a (atoms,) boolean array: which atoms stay."""
@@ -41,22 +47,25 @@ def remove_channels(
     for name in names:
         if name not in modules:
             continue  # it went with its branch
-        out = coupling.maps.get((name, "out"))
-        into = coupling.maps.get((name, "in"))
-        _shrink(
-            modules[name],
-            None if out is None else out.kept(keep),
-            None if into is None else into.kept(keep),
-        )
+        out, into = (_kept(coupling.maps.get((name, side)), keep) for side in ("out", "in"))
+        if out is not None or into is not None:
+            _shrink(modules[name], out, into)
     return small
 
 
+def _kept(channels: ChannelMap | None, keep: Keep) -> np.ndarray | None:
+    """Indices that stay; None where all do."""
+    kept = None if channels is None else channels.kept(keep)
+    return None if kept is None or len(kept) == len(channels.group) else kept  # pyright: ignore
+
+
 def _shrink(module: nn.Module, out: np.ndarray | None, into: np.ndarray | None) -> None:
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, norm_types()):
         assert out is not None
         for name in ("weight", "bias", "running_mean", "running_var"):
             _select(module, name, 0, out)
-        module.num_features = len(out)
+        if hasattr(module, "num_features"):
+            setattr(module, "num_features", len(out))  # noqa: B010 - as below
     elif isinstance(module, layer_types()):
         _shrink_layer(module, out, into)
     else:
