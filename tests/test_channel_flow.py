@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from conftest import randomize_norms
 from torch import Tensor, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
+from dsa_hw.cost.counted import count, flops_budget, params_budget
 from dsa_hw.network.coupling import find_coupling
 from dsa_hw.network.dry_cut import random_keep
 from dsa_hw.network.forward import arguments_of, output_tensors
 from dsa_hw.network.inventory import take_inventory
+from dsa_hw.network.masks import ChannelMasks, hard_masks
 from dsa_hw.network.removal import kept_widths, remove_channels
 from dsa_hw.surgery.saved import load_pruned, save_pruned
 
@@ -294,6 +297,112 @@ def test_what_is_not_known_stays_and_the_rest_goes_on(kind: type[nn.Module], rea
     groups = {g.name: g.frozen for g in find_coupling(model, x).groups}
     assert re.search(reason, str(groups["stem"])), groups["stem"]
     assert groups["last"] is None
+
+
+class FrozenNorms(Net):
+    """torchvision's norm of detectors' backbones: numbers in buffers, none in parameters."""
+
+    def make(self) -> None:
+        self.deep, self.fixed = nn.Conv2d(24, 24, 3, padding=1), FrozenBatchNorm2d(24)
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.fixed(self.deep(x)))
+
+
+def test_a_frozen_norm_goes_with_its_channels() -> None:
+    torch.manual_seed(0)
+    model, x = FrozenNorms(), torch.randn(1, 3, SIZE, SIZE)
+    for name, low, high in (("weight", 0.5, 1.5), ("bias", -0.5, 0.5), ("running_var", 0.5, 2.0)):
+        model.fixed.get_buffer(name).uniform_(low, high)
+    coupling = take_inventory(model, x).coupling
+    assert {g.name for g in coupling.groups if g.frozen} == {"head"}
+    keep = random_keep(coupling, np.random.default_rng(1))
+    small = remove_channels(model, coupling, keep)
+    stem = int(keep[[g.name for g in coupling.groups].index("stem")].sum())
+    fixed = small.get_submodule("fixed")
+    assert all(len(buffer) == stem for buffer in fixed.buffers())
+    assert small.eval()(x).shape == (1, 4, SIZE, SIZE)
+
+
+class Auxiliary(Net):
+    """A head that runs in training alone."""
+
+    def make(self) -> None:
+        self.aux = nn.Sequential(nn.Conv2d(24, 16, 1), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 1))
+
+    def forward(self, x: Tensor):
+        x = torch.relu(self.norm(self.stem(x)))
+        scores = self.head(torch.relu(self.last(x)))
+        return (scores, self.aux(x)) if self.training else scores
+
+
+def test_an_auxiliary_head_is_cut_with_what_it_reads() -> None:
+    model, x = seeded(Auxiliary), torch.randn(2, 3, SIZE, SIZE)
+    coupling = take_inventory(model, x).coupling
+    reasons = {g.name: g.frozen for g in coupling.groups}
+    assert reasons["stem"] is None
+    assert reasons["aux.0"] == "they are made in training alone"
+    keep = random_keep(coupling, np.random.default_rng(1))
+    small = remove_channels(model, coupling, keep).train()
+    scores, early = small(x)
+    assert scores.shape == early.shape == (2, 4, SIZE, SIZE)
+
+
+class Signal(nn.Module):
+    """Convolutions of one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv1d(3, 16, 5, 2, 2), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 8, 3), nn.ReLU()
+        )
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(x).mean(2))
+
+
+def test_convolutions_of_one_dimension_are_rows_of_an_image() -> None:
+    torch.manual_seed(0)
+    graph = take_inventory(Signal(), torch.randn(1, 3, 40))
+    assert {g.name for g in graph.coupling.groups if g.frozen is None} == {"layers.0", "layers.3"}
+    first = graph.layers[0].spec
+    assert (first.kernel, first.stride, first.pads) == ((1, 5), (1, 2), (0, 2, 0, 2))
+    assert first.size == (1, 40)
+    macs = 3 * 16 * 5 * 20 + 16 * 8 * 3 * 18 + 8 * 4
+    assert count(flops_budget(graph, 1.0), graph.dense_widths) == 2 * macs
+
+
+def test_what_no_row_can_be_of_counts_in_flops_all_the_same() -> None:
+    """A grouped convolution of unequal groups' widths keeps its channels."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 12, 1), nn.ReLU(),
+        nn.Conv2d(12, 24, 1, groups=4), nn.ReLU(), nn.Conv2d(24, 4, 1),
+    )  # fmt: skip
+    graph = take_inventory(model, torch.randn(1, 3, 5, 5))
+    reasons = {g.name: g.frozen for g in graph.coupling.groups}
+    assert reasons["0"] is None
+    assert str(reasons["2"]).startswith("4 makes or takes them: a grouped convolution from 12")
+    weights = 3 * 16 + 16 * 12 + 3 * 24 + 24 * 4
+    assert count(params_budget(graph, 1.0), graph.dense_widths) == weights
+    assert count(flops_budget(graph, 1.0), graph.dense_widths) == 2 * weights * 25
+
+
+def test_a_checkpoint_under_masks_has_the_network_s_names() -> None:
+    model, x = seeded(C2f), torch.randn(1, 3, SIZE, SIZE)
+    coupling = take_inventory(model, x).coupling
+    names = set(model.state_dict())
+    masks = ChannelMasks(model, coupling, x)
+    masks.set(*hard_masks(coupling, (), random_keep(coupling, np.random.default_rng(0))))
+    state = model.state_dict()
+    assert set(state) == names
+    seeded(C2f).load_state_dict(state)
+    changed = {name: value + 1 for name, value in state.items()}
+    model.load_state_dict(changed)
+    masks.remove()
+    assert all(torch.equal(value, changed[name]) for name, value in model.state_dict().items())
+    seeded(C2f).load_state_dict(model.state_dict())
 
 
 class TwoInputs(nn.Module):
