@@ -335,7 +335,7 @@ class Suite:
         found = self._first(deadline)
         layers = canonical_layers(layer.spec for layer in found.graph.layers)
         curves = {
-            kind: [[k.cout, found.table.measurement(k).fastest_ms] for k in sweep_keys(spec)]
+            kind: [[k.cout, found.table.measurement(k).median_ms] for k in sweep_keys(spec)]
             for kind, spec in layers.items()
         }
         steps = ", ".join(f"{kind} {step}" for kind, step in found.latency.steps.items())

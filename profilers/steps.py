@@ -28,12 +28,13 @@ LEAST_RISE = 0.3
 
 
 def canonical_layers(specs: Iterable[LayerSpec]) -> dict[str, LayerSpec]:
-    """The layer that is swept for each family among ``specs``, at their batch and precision.
+    """The layer that is swept for each family among ``specs``, at their precision.
 
-    Grouped convolutions keep their own width.
+    It has the largest batch of the family's: a transformer's linear layers are many on tokens and
+    one on (N, C). Grouped convolutions keep their own width.
     """
     chosen: dict[str, LayerSpec] = {}
-    for spec in sorted(set(specs), key=str):
+    for spec in sorted(set(specs), key=lambda spec: (-spec.batch, str(spec))):
         canonical = LAYER_KINDS[spec.op].canonical(spec)
         chosen.setdefault(spec.kind, replace(canonical, batch=spec.batch, dtype=spec.dtype))
     return chosen
@@ -80,7 +81,7 @@ def find_steps(table: LatencyTable, specs: Iterable[LayerSpec]) -> dict[str, int
 def _widest_step(table: LatencyTable, spec: LayerSpec) -> int | None:
     keys = sweep_keys(spec)
     widths = np.array([k.cout for k in keys])
-    logs = np.log([table.measurement(k).fastest_ms for k in keys])
+    logs = np.log([table.measurement(k).median_ms for k in keys])
     rise = logs[-1] - logs[0]
     if rise < LEAST_RISE:
         return None

@@ -286,7 +286,7 @@ def _staircases(graph: DeployedGraph, table: LatencyTable) -> list[Record]:
             {
                 "kind": kind, "layer": str(spec), "cout": [k.cout for k in keys],
                 "cin": keys[0].cin if keys and not spec.tied else None,
-                "measured_ms": [m.fastest_ms for m in measured],
+                "measured_ms": [m.median_ms for m in measured],
             }
         )  # fmt: skip
     return found

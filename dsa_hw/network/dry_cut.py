@@ -151,6 +151,8 @@ class DryCut:
             if check(keep) is None:
                 continue
             free = [i for i, group in enumerate(coupling.groups) if not group.frozen]
+            # what fails has often the same name in every block: together it is found in fewer tries
+            free.sort(key=lambda i: coupling.groups[i].name.rpartition(".")[2])
             coupling = coupling.frozen(_culprits(coupling, keep, free, check, MOST_TRIES))
             still = check(_only(coupling, keep, free))
             if still is not None:
