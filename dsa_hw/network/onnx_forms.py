@@ -159,7 +159,8 @@ class _Freeing:
     """Follows the axis of the channels through a graph, and frees the numbers on it."""
 
     def __init__(self, graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> None:
-        self._graph, self._shapes = graph, shapes
+        self._graph = graph
+        self._shapes = {t.name: tuple(t.dims) for t in graph.initializer} | dict(shapes)
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
         self.axis: dict[str, int] = {}
 
