@@ -47,7 +47,8 @@ class CountedBudget:
         self._cout_constant = _row([x.cout.constant for x in layers], device)
         self._factor = _row([self._per_pair(x.spec) for x in layers], device)
         self._tied = torch.tensor([x.spec.tied for x in layers], device=device)
-        self._fixed = graph.fixed_counts()[name == "params"]
+        flops, weights = graph.fixed_counts()
+        self._fixed = weights if name == "params" else flops
         bare = bare_layers(graph)
         self._gates = None
         if any(branch is not None for branch in bare):

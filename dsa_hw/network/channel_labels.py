@@ -16,6 +16,7 @@ def varies(labels: Tensor, axis: int) -> bool:
 
 
 def varying_axes(labels: Tensor) -> list[int]:
+    """The axes along which labels differ."""
     return [axis for axis in range(labels.dim()) if varies(labels, axis)]
 
 
@@ -43,6 +44,7 @@ def extended(labels: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def fits(labels: Tensor, shape: Sequence[int]) -> bool:
+    """Whether they can be broadcast to a shape."""
     try:
         return torch.broadcast_shapes(labels.shape, tuple(shape)) == tuple(shape)
     except RuntimeError:

@@ -98,7 +98,10 @@ class Meetings:
         has a size of its own there, and no labels, keeps what it meets.
         """
         tensors = [self.links.rooted(o) for o in operands if isinstance(o, Tensor)]
-        tensors = [t.expand(tuple(shape)) for t in tensors if fits(t, shape)]
+        if not all(fits(t, shape) for t in tensors):
+            self.stay(tensors, "they meet in a way that is not element by element")
+            return torch.full(tuple(shape), FIXED)
+        tensors = [t.expand(tuple(shape)) for t in tensors]
         several = [t for t in tensors if varying_axes(t)]
         if not several:  # at most single channels, which are not taken away
             return tensors[0].clone() if tensors else torch.full(tuple(shape), FIXED)

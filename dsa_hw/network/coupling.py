@@ -12,8 +12,8 @@ A group that must keep its width is *frozen* and says why.
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -147,10 +147,17 @@ def find_coupling(
     """
     links = follow_channels(model, program or captured(model, example_inputs))
     deployed = {name for name, _ in links.sizes}
-    if any(isinstance(m, layer_types()) and n not in deployed for n, m in model.named_modules()):
-        with contextlib.suppress(UnsupportedModel):  # what is deployed is known without it
-            training = captured(model, example_inputs, training=True)
-            follow_channels(model, training, links)
+    absent = [n for n, m in model.named_modules()
+              if isinstance(m, layer_types()) and n not in deployed]  # fmt: skip
+    if absent:
+        try:
+            follow_channels(model, captured(model, example_inputs, training=True), links)
+        except UnsupportedModel as error:
+            warnings.warn(
+                f"{', '.join(absent)} do not run in evaluation mode, and what they read in "
+                f"training is not known: they are not cut with it ({error})",
+                stacklevel=2,
+            )
     added = dict.fromkeys(name for name, _ in links.sizes if name not in deployed)
     return _name_groups(model, links, exclude, tuple(added))
 

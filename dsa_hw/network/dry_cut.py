@@ -63,7 +63,7 @@ def make_probe(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     probe = copy.deepcopy(model).cpu().float().eval()
     probe.to(memory_format=torch.contiguous_format)  # pyright: ignore: it is what is exported
     for parameter in probe.parameters():
-        parameter.requires_grad_(True)  # the coupling is traced by gradients
+        parameter.requires_grad_(True)  # masks read off gradients which norms follow a layer
     generator = torch.Generator().manual_seed(0)
 
     def uniform(tensor: Tensor, low: float, high: float) -> None:

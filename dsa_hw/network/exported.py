@@ -65,8 +65,9 @@ def export_onnx(
     Raises:
         UnsupportedModel: PyTorch cannot export it.
     """
-    # A copy, so that training's device and memory format leave no trace in the graph.
-    plain = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()  # pyright: ignore
+    plain = model
+    if program is None:  # a copy: training's device and memory format leave no trace in the graph
+        plain = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()  # pyright: ignore
     given = arguments_of(example_inputs)
     arguments = tuple(one.detach().cpu().contiguous() for one in given)
     try:

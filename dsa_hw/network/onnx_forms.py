@@ -244,10 +244,10 @@ class _Freeing:
         along = _attribute(node, "axis") or 0
         rank = len(self._shapes[node.input[0]])
         sizes = self._constant(node.input[1]) if len(node.input) > 1 else None
-        if axis is not None and along % rank == axis and sizes is not None:
-            if len(set(sizes.tolist())) == 1:
-                del node.input[1:]
-                node.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
+        equal = sizes is not None and len(set(sizes.tolist())) == 1
+        if equal and axis is not None and along % rank == axis:
+            del node.input[1:]
+            node.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
         return axis
 
     def _slice(self, node: onnx.NodeProto) -> int | None:
