@@ -348,6 +348,22 @@ def test_an_auxiliary_head_is_cut_with_what_it_reads() -> None:
     assert scores.shape == early.shape == (2, 4, SIZE, SIZE)
 
 
+class Untraceable(Auxiliary):
+    """What it does in training depends on values."""
+
+    def forward(self, x: Tensor):
+        if self.training and float(x.sum()) > 0:
+            x = x + 1
+        return super().forward(x)
+
+
+def test_an_auxiliary_head_that_cannot_be_traced_is_told() -> None:
+    model, x = seeded(Untraceable), torch.randn(2, 3, SIZE, SIZE)
+    with pytest.warns(UserWarning, match=r"aux\.0, aux\.2 do not run in evaluation mode"):
+        coupling = find_coupling(model, x)
+    assert all(not name.startswith("aux") for name, _ in coupling.maps)
+
+
 class Signal(nn.Module):
     """Convolutions of one dimension."""
 
